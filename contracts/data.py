@@ -1,0 +1,45 @@
+"""What every payload (`data`) has in common: frozen, typed strictly, unknown fields refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]{0,63}$")]
+Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Instant = Annotated[str, Field(max_length=40, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Scalar = str | bool | int | float | None
+
+
+class Data(BaseModel):
+    """The `data` of one event type. `event_type` is its CloudEvents `type`, `schema_version` its version."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="null"
+    )
+
+    event_type: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+
+
+class FactData(Data):
+    """The `data` of a fact: what happened in the world."""
+
+
+class SituationData(Data):
+    """The `data` of a situation: flat, typed features (STRING, BIGINT, DOUBLE, BOOLEAN in SQL).
+
+    `event_time` is the event time of the fact that caused it and is filled in by `context`.
+    """
+
+    event_time: Instant
+
+
+class ActionParameters(Data):
+    """The parameters of one action a domain knows. `is_commanded` is False for "let it be"."""
+
+    event_type: ClassVar[str] = "flyball.action"
+    action: ClassVar[str]
+    is_commanded: ClassVar[bool] = True

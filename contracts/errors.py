@@ -1,0 +1,118 @@
+"""Every error Flyball raises on purpose.
+
+FlyballError
+├── Retryable              the same call may succeed later
+│   └── BrokerUnavailable
+├── Terminal               the input or the set-up is at fault; say what to change
+│   ├── SetupFailed        Java, jars, ports, processes
+│   ├── JobFailed          a Flink job failed; carries its root cause
+│   ├── BadInput           a record, file or event that does not fit its contract (has a code)
+│   ├── ModelRefused       a model artefact that does not match its digest or does not load
+│   └── PolicyRefused      a policy that does not parse, type-check or meet its examples
+└── Programming            a bug in Flyball: never caught, fails the job
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FlyballError(Exception):
+    """Root of the tree."""
+
+
+class Retryable(FlyballError):
+    """The same call may succeed later."""
+
+
+class BrokerUnavailable(Retryable):
+    """No Kafka broker answered at the configured address."""
+
+
+class Terminal(FlyballError):
+    """Trying again without changing something will fail again."""
+
+
+class SetupFailed(Terminal):
+    """Something outside Flyball's code (Java, a jar, a port, a process) is not as needed."""
+
+
+class JobFailed(Terminal):
+    """A Flink job failed for good; the message holds the root cause from Flink's REST API."""
+
+
+class BadInput(Terminal):
+    """A record that does not fit its contract.
+
+    `code` is one of contracts.dead_letter.Cause; the message says what was expected and what came.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ModelRefused(Terminal):
+    """A model artefact that does not match its digest, does not load or gives a wrong shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyProblem:
+    """One thing wrong with a policy. `line` and `column` are 1-based; 0 where not known."""
+
+    expected: str
+    got: str
+    line: int = 0
+    column: int = 0
+    file: str = ""
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        return f"{place}{': ' if place else ''}expected {self.expected}, got {self.got}"
+
+
+class PolicyRefused(Terminal):
+    """A policy that may not be published, or a condition that does not compile.
+
+    `problems` holds everything found, in the order of the text; `line`, `column` (1-based, None
+    where not known), `expected` and `got` are those of the first.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        line: int | None = None,
+        column: int | None = None,
+        expected: str = "",
+        got: str = "",
+        problems: Sequence[PolicyProblem] = (),
+    ) -> None:
+        place = f"{line}:{column}: " if line is not None else ""
+        super().__init__(place + message)
+        self.message = message
+        self.line = line
+        self.column = column
+        self.expected = expected
+        self.got = got
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, problems: Sequence[PolicyProblem]) -> PolicyRefused:
+        """The error for one or more problems; its text has one line for each."""
+        first = problems[0]
+        refused = cls(
+            f"expected {first.expected}, got {first.got}",
+            line=first.line or None,
+            column=first.column or None,
+            expected=first.expected,
+            got=first.got,
+            problems=problems,
+        )
+        refused.args = ("\n".join(str(problem) for problem in problems),)
+        return refused
+
+
+class Programming(FlyballError):
+    """A broken invariant inside Flyball."""

@@ -1,0 +1,53 @@
+"""The topic table: every topic of a domain as data. Topics, DDL and AsyncAPI are made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+DAY_MS: Final = 24 * 60 * 60 * 1000
+FOREVER: Final = -1
+MAX_FACT_BYTES: Final = 2 * 1024 * 1024
+MAX_RECORD_BYTES: Final = 4 * 1024 * 1024  # a dead letter wraps a fact in base64
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One row of the table. `key` says what the record key is; order holds within one key."""
+
+    name: str
+    key: str
+    says: str
+    written_by: str
+    partitions: int
+    retention_ms: int
+    cleanup: Literal["delete", "compact"] = "delete"
+    is_transactional: bool = False
+
+    def of(self, domain: str) -> str:
+        """The topic's full name in Kafka."""
+        return f"{domain}.{self.name}"
+
+
+_DATA_PARTITIONS: Final = 4
+
+TOPICS: Final[tuple[Topic, ...]] = (
+    Topic("facts", "subject", "something happened in the world", "producers", _DATA_PARTITIONS, 30 * DAY_MS),
+    Topic("situations", "subject", "a fact or pattern worth deciding on, with its features", "context", _DATA_PARTITIONS, 30 * DAY_MS),
+    Topic("proposals", "subject", "an agent would do this, this sure, for this reason", "propose", _DATA_PARTITIONS, 30 * DAY_MS),
+    Topic("decisions", "subject", "allow, deny or hold, by which policies, why", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
+    Topic("commands", "subject", "do this, once", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
+    Topic("outcomes", "subject", "what the command did", "actuators", _DATA_PARTITIONS, FOREVER),
+    Topic("policies", "policy id/version, or switch scope", "a version of a policy, or a switch", "people", 1, FOREVER),
+    Topic("models", "alias/version", "which artefact an alias stands for", "people", 1, FOREVER),
+    Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job", 1, FOREVER),
+    Topic("late-facts", "subject", "a fact too late for its event-time window (the fast lane used it)", "context", 1, 30 * DAY_MS),
+)  # fmt: skip
+
+
+def topic(name: str) -> Topic:
+    """The row named `name`. Raises KeyError with the names there are."""
+    for row in TOPICS:
+        if row.name == name:
+            return row
+    raise KeyError(f"no topic {name!r}; there are: {', '.join(t.name for t in TOPICS)}")

@@ -1,0 +1,187 @@
+"""Job `context`: facts, outcomes and reference facts in, situations out.
+
+    raw records -> read_fact (validate, type) -> drop duplicates -> sql/<domain>/*.sql -> situations
+                        |                             |
+                        +-> dead letters              +-> late facts (event-time lane only)
+
+Every view of sql/<domain>/ sees one view per fact type (`machine_temperature_measured`, ...,
+`flyball_outcome`) with the columns of FACT_COLUMNS and the fact's own data fields. Every situation
+type of the contract is filled from the view that has its short name (`machines.reading_scored` ->
+`reading_scored`), which must give subject, cause_id, event_ms, correlation_id, hops and the data.
+
+Order: rows of one subject stay in their partition's order from the source to the sinks; no exchange
+on another key comes before a log-order query (tests/flink reads the plan). Restart: at least once,
+with derived ids; `govern` drops what is repeated.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import DataTypes, Schema, StreamTableEnvironment
+from pyflink.table.statement_set import StatementSet
+from pyflink.table.udf import udtf
+
+from contracts.data import SituationData
+from contracts.domain import DomainContract, columns, load_domain, short_name
+from contracts.envelope import schema_urn
+from contracts.errors import SetupFailed
+from contracts.fact import ClockTicked
+from jobs.environment import finish, table_environment
+from jobs.settings import Settings, settings_from_arguments
+from jobs.tables import event_sink, raw_sink, raw_source
+from udfs.sql_functions import ReadFact, flink_row_type, fact_row_columns
+
+NAME = "context"
+# How many earlier facts of the same subject a fact's id is compared with.
+DEDUPLICATION_ROWS = 32
+FACT_COLUMNS = ("subject", "fact_id", "event_ms", "correlation_id", "hops", "traceparent", "arrival", "row_time")
+
+
+def sources(settings: Settings) -> dict[str, str]:
+    """Table name -> DDL of what this job reads."""
+    return {"raw_facts": raw_source("raw_facts", ["facts", "outcomes"], settings, group=NAME, is_timed=True)}
+
+
+def sinks(settings: Settings) -> dict[str, str]:
+    """Table name -> DDL of what this job writes."""
+    contract = load_domain(settings.domain)
+    tables = {
+        f"{short_name(kind)}_sink": event_sink(
+            f"{short_name(kind)}_sink", "situations", columns(situation), settings, producer=NAME
+        )
+        for kind, situation in contract.situations.items()
+    }
+    for table, name in (("dead_letters_sink", "dead-letters"), ("late_facts_sink", "late-facts")):
+        tables[table] = raw_sink(table, name, settings, producer=NAME)
+    return tables
+
+
+def sql_statements(text: str) -> list[str]:
+    """The statements of a SQL file: comments dropped, split at semicolons that end a line."""
+    without_comments = re.sub(r"(?m)^\s*--.*$", "", text)
+    return [s.strip() for s in re.split(r";\s*(?:\n|$)", without_comments) if s.strip()]
+
+
+def domain_sql(folder: Path) -> list[str]:
+    """The view definitions of a domain, in order of file names; views.sql is the SQL client's own."""
+    files = sorted(path for path in folder.glob("*.sql") if path.name != "views.sql")
+    if not files:
+        raise SetupFailed(f"expected SQL files that define situations in {folder}, found none")
+    return [statement for path in files for statement in sql_statements(path.read_text())]
+
+
+def build(
+    env: StreamExecutionEnvironment,
+    t_env: StreamTableEnvironment,
+    settings: Settings,
+    sources: Mapping[str, str],
+    sinks: Mapping[str, str],
+) -> StatementSet:
+    """Wire the job; nothing runs until the statement set is executed."""
+    contract = load_domain(settings.domain)
+    for ddl in (*sources.values(), *sinks.values()):
+        t_env.execute_sql(ddl)
+    _register_facts(t_env, settings, contract)
+    for statement in domain_sql(settings.sql_dir):
+        t_env.execute_sql(statement.replace("CREATE VIEW", "CREATE TEMPORARY VIEW", 1))
+
+    statements = t_env.create_statement_set()
+    statements.add_insert_sql(
+        "INSERT INTO dead_letters_sink SELECT dead_key, dead_letter FROM typed_facts WHERE dead_key IS NOT NULL"
+    )
+    for kind, situation in contract.situations.items():
+        statements.add_insert_sql(_insert_situation(settings.domain, kind, situation))
+    statements.add_insert_sql(_insert_late_facts())
+    return statements
+
+
+def _register_facts(
+    t_env: StreamTableEnvironment, settings: Settings, contract: DomainContract
+) -> None:
+    """typed_facts (validated once), facts (deduplicated), and one view per fact type."""
+    typed = fact_row_columns(settings.domain)
+    read_fact = udtf(
+        ReadFact(settings.domain, settings.max_ahead_s), result_types=flink_row_type(typed)
+    )
+    t_env.create_temporary_function("read_fact", read_fact)
+    names = ", ".join(f"`{name}`" for name in typed)
+    validated = t_env.sql_query(
+        f"SELECT {names}, `topic` AS log_topic, CAST(`partition` AS BIGINT) AS log_partition,"
+        " `offset` AS log_offset"
+        " FROM raw_facts, LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
+        f" `offset`, {_EPOCH_MS})) AS T({names})"
+    )
+    # Across the bridge once: it is where the plan is cut, so that a record is validated once
+    # however many queries read it, and where event time comes from a validated column.
+    schema = Schema.new_builder()
+    for name, kind in {**typed, "log_topic": "STRING", "log_partition": "BIGINT", "log_offset": "BIGINT"}.items():
+        schema.column(name, getattr(DataTypes, kind)())
+    schema.column_by_expression("arrival", "PROCTIME()")
+    schema.column_by_expression("row_time", "TO_TIMESTAMP_LTZ(COALESCE(event_ms, 0), 3)")
+    schema.watermark("row_time", "SOURCE_WATERMARK()")
+    t_env.create_temporary_view(
+        "typed_facts", t_env.from_data_stream(t_env.to_data_stream(validated), schema.build())
+    )
+    t_env.execute_sql(
+        "CREATE TEMPORARY VIEW facts AS SELECT * FROM ("
+        " SELECT *, ARRAY_AGG(fact_id) OVER (PARTITION BY subject ORDER BY arrival"
+        f" ROWS BETWEEN {DEDUPLICATION_ROWS} PRECEDING AND CURRENT ROW) AS recent_ids"
+        " FROM typed_facts WHERE dead_key IS NULL"
+        ") WHERE ARRAY_POSITION(recent_ids, fact_id) = CARDINALITY(recent_ids)"
+    )
+    for kind, fact in contract.facts.items():
+        listed = ", ".join(f"`{name}`" for name in (*FACT_COLUMNS, *columns(fact)))
+        t_env.execute_sql(
+            f"CREATE TEMPORARY VIEW {short_name(kind)} AS SELECT {listed} FROM facts WHERE fact_type = '{kind}'"
+        )
+
+
+_EPOCH_MS = (
+    "CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', CAST(appended_at AS TIMESTAMP(3))) AS BIGINT)"
+    " * 1000"
+)
+
+
+def _insert_situation(domain: str, kind: str, situation: type[SituationData]) -> str:
+    """One INSERT per situation type: the envelope around the columns of its view."""
+    view = kind.split(".", 1)[1]
+    instant = "DATE_FORMAT(TO_TIMESTAMP_LTZ(event_ms, 3), 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''')"
+    data = ", ".join(
+        instant if name == "event_time" else f"`{name}`" for name in columns(situation)
+    )
+    return (
+        f"INSERT INTO {short_name(kind)}_sink SELECT '1.0',"
+        f" SUBSTRING(SHA256(CONCAT_WS('|', cause_id, '{NAME}', '{kind}', '0')), 1, 32),"
+        f" '/flyball/{domain}/{NAME}', '{kind}', subject, {instant}, 'application/json',"
+        f" '{schema_urn(domain, kind, situation.schema_version)}', correlation_id, cause_id,"
+        f" CAST(NULL AS STRING), hops, ROW({data}) FROM {view}"
+    )
+
+
+def _insert_late_facts() -> str:
+    """Facts behind the watermark: event-time windows drop them in silence, so they are kept here."""
+    return (
+        "INSERT INTO late_facts_sink SELECT subject, JSON_OBJECT("
+        "KEY 'fact_id' VALUE fact_id, KEY 'type' VALUE fact_type, KEY 'subject' VALUE subject,"
+        " KEY 'event_ms' VALUE event_ms, KEY 'topic' VALUE log_topic, KEY 'partition' VALUE log_partition,"
+        " KEY 'offset' VALUE log_offset,"
+        " KEY 'watermark' VALUE CAST(CURRENT_WATERMARK(row_time) AS STRING))"
+        f" FROM facts WHERE row_time <= CURRENT_WATERMARK(row_time) AND fact_type <> '{ClockTicked.event_type}'"
+    )
+
+
+def main() -> None:
+    settings = settings_from_arguments(sys.argv[1:])
+    env, t_env = table_environment(NAME, settings)
+    statements = build(env, t_env, settings, sources(settings), sinks(settings))
+    statements.attach_as_datastream()
+    finish(env, NAME, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Job `govern`: proposals and policies in, decisions and commands out. Only it writes commands.
+
+    proposals --(keyed by subject)--> Govern <--(broadcast)-- policies, switches
+                                        |
+                                        +--> decisions, commands (one transaction), dead letters
+
+The truth table is in udfs/policy/govern.py. Under exactly_once decisions and commands are written
+in Kafka transactions that a checkpoint commits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from pyflink.common import Types
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+from pyflink.table.statement_set import StatementSet
+
+from jobs.environment import finish, records, table_environment, write
+from jobs.settings import Settings, settings_from_arguments
+from jobs.tables import end_offset, raw_sink, raw_source
+from udfs.policy.flink import COMMANDS, DEAD_LETTERS, POLICIES_STATE, RECORD, Govern
+
+NAME = "govern"
+
+
+def sources(settings: Settings) -> dict[str, str]:
+    return {
+        "proposals_source": raw_source("proposals_source", ["proposals"], settings, group=NAME),
+        "policies_source": raw_source("policies_source", ["policies"], settings, group=NAME),
+    }
+
+
+def sinks(settings: Settings) -> dict[str, str]:
+    return {
+        f"{name}_sink": raw_sink(
+            f"{name}_sink", name, settings, producer=NAME, is_transactional=True
+        )
+        for name in ("decisions", "commands")
+    } | {"dead_letters_sink": raw_sink("dead_letters_sink", "dead-letters", settings, producer=NAME)}
+
+
+def build(
+    env: StreamExecutionEnvironment,
+    t_env: StreamTableEnvironment,
+    settings: Settings,
+    sources: Mapping[str, str],
+    sinks: Mapping[str, str],
+    *,
+    policies_until: int,
+) -> StatementSet:
+    """Wire the job; `policies_until` is the policies topic's end offset: those load before anything."""
+    for ddl in (*sources.values(), *sinks.values()):
+        t_env.execute_sql(ddl)
+    proposals = records(t_env, "proposals_source")
+    policies = records(t_env, "policies_source").broadcast(POLICIES_STATE)
+    govern = Govern(settings.domain, settings.max_hops, settings.remember_s, policies_until)
+    decisions = (
+        proposals.key_by(lambda record: record[0], key_type=Types.PICKLED_BYTE_ARRAY())
+        .connect(policies)
+        .process(govern, RECORD)
+        .name("govern: the truth table")
+        .uid("govern-truth-table")
+    )
+    statements = t_env.create_statement_set()
+    write(t_env, statements, decisions, "decisions_sink")
+    write(t_env, statements, decisions.get_side_output(COMMANDS), "commands_sink")
+    write(t_env, statements, decisions.get_side_output(DEAD_LETTERS), "dead_letters_sink")
+    return statements
+
+
+def main() -> None:
+    settings = settings_from_arguments(sys.argv[1:])
+    env, t_env = table_environment(NAME, settings)
+    until = end_offset(settings, "policies")
+    statements = build(env, t_env, settings, sources(settings), sinks(settings), policies_until=until)
+    statements.attach_as_datastream()
+    finish(env, NAME, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Job `propose`: situations and models in, proposals out.
+
+    situations --(keyed by subject)--> Propose <--(broadcast)-- models
+                                          |
+                                          +--> proposals, dead letters
+
+Agents are data (conf/<domain>/agents.yaml). Restart: at least once, with derived ids.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from pyflink.common import Types
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+from pyflink.table.statement_set import StatementSet
+
+from jobs.environment import finish, records, table_environment, write
+from jobs.settings import Settings, settings_from_arguments
+from jobs.tables import end_offset, raw_sink, raw_source
+from udfs.agents.flink import DEAD_LETTERS, MODELS_STATE, RECORD, Propose
+
+NAME = "propose"
+
+
+def sources(settings: Settings) -> dict[str, str]:
+    return {
+        "situations_source": raw_source("situations_source", ["situations"], settings, group=NAME),
+        "models_source": raw_source("models_source", ["models"], settings, group=NAME),
+    }
+
+
+def sinks(settings: Settings) -> dict[str, str]:
+    return {
+        "proposals_sink": raw_sink("proposals_sink", "proposals", settings, producer=NAME),
+        "dead_letters_sink": raw_sink("dead_letters_sink", "dead-letters", settings, producer=NAME),
+    }
+
+
+def build(
+    env: StreamExecutionEnvironment,
+    t_env: StreamTableEnvironment,
+    settings: Settings,
+    sources: Mapping[str, str],
+    sinks: Mapping[str, str],
+    *,
+    models_until: int,
+) -> StatementSet:
+    """Wire the job; `models_until` is the models topic's end offset: those load before anything."""
+    for ddl in (*sources.values(), *sinks.values()):
+        t_env.execute_sql(ddl)
+    situations = records(t_env, "situations_source")
+    models = records(t_env, "models_source").broadcast(MODELS_STATE)
+    proposals = (
+        situations.key_by(lambda record: record[0], key_type=Types.PICKLED_BYTE_ARRAY())
+        .connect(models)
+        .process(Propose(settings.domain, str(settings.conf_dir), models_until), RECORD)
+        .name("propose: agents answer situations")
+        .uid("propose-agents")
+    )
+    statements = t_env.create_statement_set()
+    write(t_env, statements, proposals, "proposals_sink")
+    write(t_env, statements, proposals.get_side_output(DEAD_LETTERS), "dead_letters_sink")
+    return statements
+
+
+def main() -> None:
+    settings = settings_from_arguments(sys.argv[1:])
+    env, t_env = table_environment(NAME, settings)
+    until = end_offset(settings, "models")
+    statements = build(env, t_env, settings, sources(settings), sinks(settings), models_until=until)
+    statements.attach_as_datastream()
+    finish(env, NAME, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Settings of a job: defaults, then conf/<domain>/domain.yaml, then FLYBALL_* in the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from contracts.errors import SetupFailed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseModel):
+    """What a job must know. Times say their unit; durations of event time say so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domain: str
+    description: str = ""
+    bootstrap_servers: str = "localhost:9092"
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    checkpoint_interval_ms: int = Field(default=250, ge=50, description="govern, exactly once")
+    recovery_interval_ms: int = Field(default=1000, ge=50, description="all other checkpoints")
+    parallelism: int = Field(default=1, ge=1, le=4, description="subtasks of each operator")
+    max_ahead_s: int = Field(default=3600, ge=0, description="how far a fact may lead wall time")
+    watermark_delay_s: int = Field(default=600, ge=0, description="lateness windows wait for")
+    max_hops: int = Field(default=6, ge=1, description="how often a chain may go round the loop")
+    situation_expires_s: int = Field(default=0, ge=0, description="event time; 0: never")
+    remember_s: int = Field(
+        default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
+    )
+    default_input: str = Field(default="", description="file below data/, or empty: generated")
+
+    @property
+    def sql_dir(self) -> Path:
+        return ROOT / "sql" / self.domain
+
+    @property
+    def conf_dir(self) -> Path:
+        return ROOT / "conf" / self.domain
+
+
+def read_yaml(path: Path) -> object:
+    """The file's content; raises SetupFailed with file, line and column when it is not YAML."""
+    try:
+        return YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise SetupFailed(f"expected the file {path}, found none") from None
+    except YAMLError as error:
+        raise SetupFailed(f"{path}: not YAML: {error}") from None
+
+
+def load_settings(domain: str, **overrides: object) -> Settings:
+    """Settings of `domain`. Raises SetupFailed naming file or variable, expected and found."""
+    path = ROOT / "conf" / domain / "domain.yaml"
+    if not path.exists():
+        known = sorted(p.parent.name for p in (ROOT / "conf").glob("*/domain.yaml"))
+        raise SetupFailed(
+            f"no domain {domain[:64]!r}; there are: {', '.join(known)}. './flyball new {domain[:40]}'"
+            " lays one out"
+        )
+    found = read_yaml(path)
+    if not isinstance(found, dict):
+        raise SetupFailed(f"{path}: expected a mapping of settings, came {type(found).__name__}")
+    for name in Settings.model_fields:
+        if (text := os.environ.get(f"FLYBALL_{name.upper()}")) is not None and name != "domain":
+            found[name] = text
+    found |= overrides
+    try:
+        return Settings.model_validate({**found, "domain": domain})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, came {e['input']!r}" for e in error.errors()
+        )
+        raise SetupFailed(f"{path} (or FLYBALL_* in the environment): {problems}") from None
+
+
+def settings_from_arguments(arguments: Sequence[str] | None = None) -> Settings:
+    """For a job submitted by hand: `flink run -py jobs/<job>.py -- --domain machines`."""
+    parser = argparse.ArgumentParser(description="Submit one Flyball job for one domain.")
+    parser.add_argument("--domain", required=True)
+    parser.add_argument("--bootstrap-servers", help="Kafka (FLYBALL_BOOTSTRAP_SERVERS)")
+    parser.add_argument("--delivery", choices=["exactly_once", "at_least_once"])
+    parser.add_argument("--parallelism", type=int)
+    given = [a for a in arguments if a != "--"] if arguments is not None else None
+    asked = vars(parser.parse_args(given))
+    domain = asked.pop("domain")
+    return load_settings(domain, **{k: v for k, v in asked.items() if v is not None})

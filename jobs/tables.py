@@ -1,0 +1,159 @@
+"""Kafka topics as Flink tables: the one place that knows the connector's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from contracts.errors import BrokerUnavailable
+from contracts.topics import MAX_RECORD_BYTES, topic
+from jobs.settings import Settings
+
+KAFKA_TRANSACTION_TIMEOUT_MS = 900_000
+
+
+def _with(options: Mapping[str, str]) -> str:
+    quoted = (f"    '{name}' = '{value}'" for name, value in options.items())
+    return "WITH (\n" + ",\n".join(quoted) + "\n)"
+
+
+def raw_source(
+    table: str, topics: list[str], settings: Settings, *, group: str, is_timed: bool = False
+) -> str:
+    """A table of undecoded records with their place; `appended_at` is the broker's clock.
+
+    `is_timed` adds a watermark, generated inside the source for each partition apart (reading a
+    backlog, partitions run apart by any amount; one watermark behind the source would call the
+    slower ones late). It reads the envelope's `time` from the undecoded text, only when in UTC
+    ("Z") and never further ahead of the broker's clock than a fact may be.
+    """
+    options = {
+        "connector": "kafka",
+        "topic": ";".join(topic(name).of(settings.domain) for name in topics),
+        "properties.bootstrap.servers": settings.bootstrap_servers,
+        "properties.group.id": f"{settings.domain}-{group}",
+        "properties.isolation.level": "read_committed",
+        "properties.fetch.max.wait.ms": "20",
+        "properties.max.partition.fetch.bytes": str(MAX_RECORD_BYTES),
+        "scan.startup.mode": "earliest-offset",
+        "key.format": "raw",
+        "key.fields": "record_key",
+        "value.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+    }
+    return (
+        f"CREATE TEMPORARY TABLE {table} (\n"
+        "    record_key BYTES,\n"
+        "    record_value BYTES,\n"
+        "    `topic` STRING METADATA VIRTUAL,\n"
+        "    `partition` INT METADATA VIRTUAL,\n"
+        "    `offset` BIGINT METADATA VIRTUAL,\n"
+        "    appended_at TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL"
+        f"{_source_watermark(settings) if is_timed else ''}\n"
+        f") {_with(options)}"
+    )
+
+
+def interval(seconds: int) -> str:
+    """`seconds` as a SQL interval of any length."""
+    days, rest = divmod(seconds, 86_400)
+    return f"INTERVAL '{days} {rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}' DAY TO SECOND"
+
+
+def _source_watermark(settings: Settings) -> str:
+    seconds = (
+        "REGEXP_EXTRACT(CAST(record_value AS STRING),"
+        """ '"time": ?"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})(\\.[0-9]+)?Z"', 1)"""
+    )
+    claimed = f"CAST(TO_TIMESTAMP(REPLACE({seconds}, 'T', ' ')) AS TIMESTAMP_LTZ(3))"
+    latest = f"appended_at + {interval(settings.max_ahead_s)}"
+    epoch = "CAST(TIMESTAMP '1970-01-01 00:00:00.000' AS TIMESTAMP_LTZ(3))"
+    return (
+        f",\n    claimed_at AS COALESCE(LEAST({claimed}, {latest}), {epoch}),\n"
+        f"    WATERMARK FOR claimed_at AS claimed_at - {interval(settings.watermark_delay_s)}"
+    )
+
+
+def sink_options(
+    topic_name: str, settings: Settings, *, producer: str, is_transactional: bool = False
+) -> dict[str, str]:
+    """Options every sink shares. Transactional ids are stable per job and sink."""
+    options = {
+        "connector": "kafka",
+        "topic": topic(topic_name).of(settings.domain),
+        "properties.bootstrap.servers": settings.bootstrap_servers,
+        "properties.linger.ms": "0",
+        "properties.acks": "all",
+        "properties.max.request.size": str(MAX_RECORD_BYTES),
+        "sink.delivery-guarantee": "at-least-once",
+        "key.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+    }
+    if is_transactional and settings.delivery == "exactly_once":
+        options |= {
+            "sink.delivery-guarantee": "exactly-once",
+            "sink.transactional-id-prefix": f"{settings.domain}-{producer}-{topic_name}",
+            "properties.transaction.timeout.ms": str(KAFKA_TRANSACTION_TIMEOUT_MS),
+        }
+    return options
+
+
+def raw_sink(
+    table: str, topic_name: str, settings: Settings, *, producer: str, is_transactional: bool = False
+) -> str:
+    """A table that writes `record_value` (JSON text made elsewhere) under `record_key`."""
+    options = sink_options(
+        topic_name, settings, producer=producer, is_transactional=is_transactional
+    )
+    options |= {"key.fields": "record_key", "value.format": "raw"}
+    return (
+        f"CREATE TEMPORARY TABLE {table} (\n    record_key STRING,\n    record_value STRING\n)"
+        f" {_with(options)}"
+    )
+
+
+def event_sink(
+    table: str, topic_name: str, data_columns: Mapping[str, str], settings: Settings, *, producer: str
+) -> str:
+    """A table of CloudEvents whose `data` is a typed ROW; Flink's JSON format writes them."""
+    options = sink_options(topic_name, settings, producer=producer)
+    options |= {
+        "key.fields": "subject",
+        "value.format": "json",
+        "value.json.encode.ignore-null-fields": "true",
+        "value.fields-include": "ALL",
+    }
+    data = ", ".join(f"`{name}` {kind}" for name, kind in data_columns.items())
+    return (
+        f"CREATE TEMPORARY TABLE {table} (\n"
+        "    specversion STRING,\n    id STRING,\n    source STRING,\n    `type` STRING,\n"
+        "    subject STRING,\n    `time` STRING,\n    datacontenttype STRING,\n"
+        "    dataschema STRING,\n    correlationid STRING,\n    causationid STRING,\n"
+        "    traceparent STRING,\n    hops BIGINT,\n"
+        f"    data ROW<{data}>\n) {_with(options)}"
+    )
+
+
+def end_offset(settings: Settings, topic_name: str) -> int:
+    """Where the only partition of a control topic ends now; what lies before loads first.
+
+    Control topics are written without transactions, so the record before the end is a real one.
+    Raises BrokerUnavailable when no broker answers or the topic is missing.
+    """
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import KafkaError
+
+    name = topic(topic_name).of(settings.domain)
+    try:
+        reader = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+        try:
+            if name not in reader.topics():
+                raise BrokerUnavailable(
+                    f"topic {name!r} is not at {settings.bootstrap_servers}; './flyball up"
+                    f" {settings.domain}' makes the topics"
+                )
+            partition = TopicPartition(name, 0)
+            return int(reader.end_offsets([partition])[partition])
+        finally:
+            reader.close()
+    except KafkaError as error:
+        raise BrokerUnavailable(f"no broker at {settings.bootstrap_servers}: {error}") from error

@@ -1,0 +1,66 @@
+"""The embedded Kafka broker: one KRaft node under `run/broker`, in a JVM of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from contracts.errors import SetupFailed
+from ops.home import CHECKOUT, Home
+from ops.setup import java_home, jar_paths
+
+HEAP = "384m"
+CLUSTER_ID = "flyballflyballflyball0"
+
+
+def _properties_file(home: Home) -> Path:
+    return home.run / "broker" / "server.properties"
+
+
+def _java(home: Home, java: Path, heap: str) -> list[str]:
+    class_path = os.pathsep.join(str(jar) for jar in jar_paths(home, "broker"))
+    return [
+        str(java / "bin" / "java"),
+        f"-Xmx{heap}",
+        "-Xms64m",
+        "-XX:+UseSerialGC" if heap == "64m" else "-XX:+UseG1GC",
+        "-XX:TieredStopAtLevel=1" if heap == "64m" else "-XX:MaxMetaspaceSize=96m",
+        "-Djava.awt.headless=true",
+        f"-Dlog.file={home.logs / 'broker.log'}",
+        f"-Dlog4j2.configurationFile={CHECKOUT / 'conf' / 'log4j2.properties'}",
+        "-cp",
+        class_path,
+    ]
+
+
+def prepare(home: Home, ports: dict[str, int]) -> None:
+    """Write the broker's properties and format its log directory once. Keeps existing data."""
+    folder = home.run / "broker"
+    folder.mkdir(parents=True, exist_ok=True)
+    home.logs.mkdir(parents=True, exist_ok=True)
+    kafka, controller = ports["kafka"], ports["controller"]
+    text = (CHECKOUT / "conf" / "broker.properties").read_text() + "\n".join(
+        [
+            f"log.dirs={folder / 'data'}",
+            f"listeners=PLAINTEXT://127.0.0.1:{kafka},CONTROLLER://127.0.0.1:{controller}",
+            f"advertised.listeners=PLAINTEXT://127.0.0.1:{kafka}",
+            f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
+            "",
+        ]
+    )
+    _properties_file(home).write_text(text)
+    if (folder / "data" / "meta.properties").exists():
+        return
+    done = subprocess.run(
+        [*_java(home, java_home(), "64m"), "kafka.tools.StorageTool", "format", "--standalone",
+         "--cluster-id", CLUSTER_ID, "--config", str(_properties_file(home))],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SetupFailed(f"formatting the broker's log directory failed: {done.stderr[-1000:]}")
+
+
+def command(home: Home, java: Path) -> list[str]:
+    """The broker's own process."""
+    return [*_java(home, java, HEAP), "kafka.Kafka", str(_properties_file(home))]

@@ -1,0 +1,175 @@
+"""The embedded Flink cluster: the standalone one inside the `apache-flink` wheel.
+
+The processes are started with plain `java` (no shell scripts, so nothing is computed by an extra
+JVM and each has a pid of its own); lib and opt are folders of links, site-packages stays untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyflink
+from ruamel.yaml import YAML
+
+from ops.home import CHECKOUT, Home
+from ops.setup import jar_paths
+
+FLINK = Path(pyflink.__file__).parent
+ADD_OPENS = [
+    "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
+    "--add-exports=jdk.compiler/com.sun.tools.javac.api=ALL-UNNAMED",
+    "--add-exports=jdk.compiler/com.sun.tools.javac.file=ALL-UNNAMED",
+    "--add-exports=jdk.compiler/com.sun.tools.javac.parser=ALL-UNNAMED",
+    "--add-exports=jdk.compiler/com.sun.tools.javac.tree=ALL-UNNAMED",
+    "--add-exports=jdk.compiler/com.sun.tools.javac.util=ALL-UNNAMED",
+    "--add-exports=java.security.jgss/sun.security.krb5=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang=ALL-UNNAMED",
+    "--add-opens=java.base/java.net=ALL-UNNAMED",
+    "--add-opens=java.base/java.io=ALL-UNNAMED",
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang.reflect=ALL-UNNAMED",
+    "--add-opens=java.base/java.text=ALL-UNNAMED",
+    "--add-opens=java.base/java.time=ALL-UNNAMED",
+    "--add-opens=java.base/java.util=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent.atomic=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent.locks=ALL-UNNAMED",
+]
+
+
+def folder(home: Home) -> Path:
+    return home.run / "flink"
+
+
+def conf_dir(home: Home) -> Path:
+    return folder(home) / "conf"
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def prepare(home: Home, ports: dict[str, int], java: Path) -> None:
+    """Write the cluster's configuration and its folders of links to jars."""
+    root = folder(home)
+    for name, role, shipped in (("lib", "flink-lib", "lib"), ("opt", "flink-opt", "opt")):
+        links = root / name
+        links.mkdir(parents=True, exist_ok=True)
+        jars = [*(FLINK / shipped).glob("*.jar"), *jar_paths(home, role)]
+        if name == "lib":  # thread mode and the Python gateway live in flink-python
+            jars += (FLINK / "opt").glob("flink-python*.jar")
+        for stale in links.iterdir():
+            stale.unlink()
+        for jar in jars:
+            (links / jar.name).symlink_to(jar)
+    conf = conf_dir(home)
+    conf.mkdir(parents=True, exist_ok=True)
+    settings = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
+    runtime: dict[str, Any] = {
+        "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}},
+        "rest": {"address": "127.0.0.1", "bind-address": "127.0.0.1", "port": ports["rest"],
+                 "bind-port": str(ports["rest"])},
+        "taskmanager": {"host": "127.0.0.1"},
+        "blob": {"server": {"port": "0"}},
+        "io": {"tmp": {"dirs": str(root / "tmp")}},
+        "execution": {
+            "target": "remote",
+            "attached": False,
+            "checkpointing": {"dir": (root / "checkpoints").as_uri(),
+                              "savepoint-dir": (root / "savepoints").as_uri()},
+        },
+        "python": {"executable": sys.executable, "client": {"executable": sys.executable}},
+        "env": {"java": {"opts": {"all": " ".join(ADD_OPENS)}}},
+    }  # fmt: skip
+    (root / "tmp").mkdir(exist_ok=True)
+    with (conf / "config.yaml").open("w") as file:
+        YAML().dump(_merge(settings, runtime), file)
+    logging = (CHECKOUT / "conf" / "log4j2.properties").read_text()
+    for name in ("log4j.properties", "log4j-console.properties", "log4j-cli.properties",
+                 "log4j-session.properties"):  # fmt: skip
+        (conf / name).write_text(logging)
+
+
+def environment(home: Home, java: Path) -> dict[str, str]:
+    """What Flink's processes and client need in their environment."""
+    site_packages = str(FLINK.parent)
+    python_path = [str(CHECKOUT), site_packages]
+    return {
+        "JAVA_HOME": str(java),
+        "FLINK_HOME": str(FLINK),
+        "FLINK_CONF_DIR": str(conf_dir(home)),
+        "FLINK_LIB_DIR": str(folder(home) / "lib"),
+        "FLINK_OPT_DIR": str(folder(home) / "opt"),
+        "FLINK_LOG_DIR": str(home.logs),
+        "FLINK_PID_DIR": str(home.run),
+        "PYTHONPATH": os.pathsep.join(python_path),
+        "OMP_NUM_THREADS": "1",
+        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+    }
+
+
+def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
+    class_path = os.pathsep.join(sorted(str(jar) for jar in (folder(home) / "lib").iterdir()))
+    return [
+        str(java / "bin" / "java"),
+        *options,
+        "-XX:+UseG1GC",
+        *ADD_OPENS,
+        f"-Dlog.file={home.logs / log}",
+        f"-Dlog4j.configurationFile={conf_dir(home) / 'log4j.properties'}",
+        "-cp",
+        class_path,
+    ]
+
+
+def jobmanager_command(home: Home, java: Path) -> list[str]:
+    return [
+        *_java(home, java, "jobmanager.log", "-Xmx512m", "-Xms128m", "-XX:MaxMetaspaceSize=256m"),
+        "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
+        "--configDir",
+        str(conf_dir(home)),
+    ]
+
+
+def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
+    """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
+    return [
+        *_java(home, java, f"taskmanager-{index}.log", "-Xmx1024m", "-Xms512m",
+               "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m"),
+        "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
+        "--configDir",
+        str(conf_dir(home)),
+        f"-Dtaskmanager.resource-id=taskmanager-{index}",
+    ]  # fmt: skip
+
+
+def get(rest_port: int, path: str) -> Any:
+    """One GET of Flink's REST API as parsed JSON. Raises httpx.HTTPError."""
+    answer = httpx.get(f"http://127.0.0.1:{rest_port}{path}", timeout=5)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def answers(rest_port: int) -> bool:
+    try:
+        get(rest_port, "/overview")
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def taskmanagers_registered(rest_port: int) -> int:
+    try:
+        return int(get(rest_port, "/overview")["taskmanagers"])
+    except (httpx.HTTPError, KeyError):
+        return 0

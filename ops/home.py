@@ -1,0 +1,59 @@
+"""Where the embedded parts live: everything Flyball writes is under one directory (default `.flyball/`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths of one embedded instance. Two homes are two instances that do not know each other."""
+
+    path: Path
+
+    @classmethod
+    def default(cls) -> Home:
+        """The home named by FLYBALL_HOME, otherwise `.flyball/` in the checkout."""
+        return cls(Path(os.environ.get("FLYBALL_HOME") or CHECKOUT / ".flyball").resolve())
+
+    @property
+    def jars(self) -> Path:
+        """Fetched jars. Shared by all homes of a checkout: they are read only and pinned."""
+        return CHECKOUT / ".flyball" / "jars"
+
+    @property
+    def run(self) -> Path:
+        """State of the running instance: ports, pid files, broker log, Flink files."""
+        return self.path / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def models(self) -> Path:
+        """Content-addressed model artefacts, `<sha256>.onnx`."""
+        return self.path / "models"
+
+    @property
+    def state_file(self) -> Path:
+        return self.run / "instance.json"
+
+    def read_state(self) -> dict[str, object]:
+        """What the supervisor last wrote about this instance; empty when nothing runs here."""
+        try:
+            found = json.loads(self.state_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_state(self, state: dict[str, object]) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        staged = self.state_file.with_suffix(f".{os.getpid()}.new")
+        staged.write_text(json.dumps(state, indent=2))
+        staged.replace(self.state_file)

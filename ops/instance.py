@@ -1,0 +1,155 @@
+"""Start and stop the embedded instance of one home, and say how it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from contracts.errors import SetupFailed
+from ops.home import CHECKOUT, Home
+from ops.ports import choose
+from ops.setup import fetch_jars
+
+START_PATIENCE_S = 120.0
+
+
+def _supervisor(home: Home) -> psutil.Process | None:
+    pid = home.read_state().get("supervisor_pid")
+    if not isinstance(pid, int):
+        return None
+    try:
+        process = psutil.Process(pid)
+        return process if "ops.supervisor" in " ".join(process.cmdline()) else None
+    except psutil.Error:
+        return None
+
+
+def is_running(home: Home) -> bool:
+    return _supervisor(home) is not None and home.read_state().get("state") in ("starting", "ready")
+
+
+def configured_ports() -> dict[str, int]:
+    """FLYBALL_KAFKA_PORT, FLYBALL_REST_PORT, ... ; 0 (the default) lets us choose."""
+    found = {}
+    for name in ("kafka", "controller", "rest", "jobmanager"):
+        text = os.environ.get(f"FLYBALL_{name.upper()}_PORT", "0")
+        if not text.isdigit() or int(text) > 65535:
+            raise SetupFailed(f"FLYBALL_{name.upper()}_PORT: expected 0..65535, came {text!r}")
+        found[name] = int(text)
+    return found
+
+
+def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers: int = 1) -> None:
+    """Launch the supervisor; returns at once (see wait_ready). `fresh` empties topics and state."""
+    if is_running(home):
+        raise SetupFailed(
+            f"an instance already runs in {home.path} (supervisor {home.read_state()['supervisor_pid']});"
+            " './flyball down' stops it, './flyball status' shows it"
+        )
+    fetch_jars(home)
+    stop_orphans(home)
+    if fresh:
+        shutil.rmtree(home.run, ignore_errors=True)
+        shutil.rmtree(home.logs, ignore_errors=True)
+    shutil.rmtree(home.run / "actuators", ignore_errors=True)
+    home.logs.mkdir(parents=True, exist_ok=True)
+    home.run.mkdir(parents=True, exist_ok=True)
+    ports = choose(configured_ports())
+    home.write_state({"state": "starting", "ports": ports})
+    arguments = ["--home", str(home.path), "--ports", _json(ports), "--taskmanagers", str(taskmanagers)]
+    if while_pid:
+        arguments += ["--while-pid", str(while_pid)]
+    with (home.logs / "supervisor.out").open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ops.supervisor", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=CHECKOUT,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            start_new_session=True,
+        )
+    home.write_state({"state": "starting", "ports": ports, "supervisor_pid": process.pid})
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def wait_ready(home: Home) -> dict[str, object]:
+    """The state of the instance once every part serves. Raises SetupFailed with the cause otherwise."""
+    deadline = time.monotonic() + START_PATIENCE_S
+    while time.monotonic() < deadline:
+        state = home.read_state()
+        if state.get("state") == "ready":
+            return state
+        if state.get("state") in ("failed", "stopped") or _supervisor(home) is None:
+            cause = state.get("error") or (home.logs / "supervisor.out").read_text()[-2000:]
+            raise SetupFailed(f"the embedded parts did not start: {cause}")
+        time.sleep(0.1)
+    raise SetupFailed(
+        f"expected broker and cluster within {START_PATIENCE_S:.0f} s; still waiting for"
+        f" {[n for n, p in _processes(home).items() if not p['is_ready']]}. Logs: {home.logs}"
+    )
+
+
+def _processes(home: Home) -> dict[str, dict[str, object]]:
+    found = home.read_state().get("processes")
+    return found if isinstance(found, dict) else {}
+
+
+def stop(home: Home) -> bool:
+    """Stop everything of this home; True when something was running."""
+    supervisor = _supervisor(home)
+    if supervisor is not None:
+        supervisor.send_signal(signal.SIGTERM)
+        try:
+            supervisor.wait(60)
+        except psutil.TimeoutExpired:
+            supervisor.kill()
+    found = stop_orphans(home)
+    return supervisor is not None or found
+
+
+def stop_orphans(home: Home) -> bool:
+    """End processes whose supervisor was killed: known by pid and by this home in their command."""
+    found = False
+    for entry in _processes(home).values():
+        pid = entry.get("pid")
+        if not isinstance(pid, int):
+            continue
+        try:
+            process = psutil.Process(pid)
+            mine = str(home.path) in " ".join(process.cmdline()) or "ops.actuator" in process.cmdline()
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found = True
+                process.terminate()
+                try:
+                    process.wait(10)
+                except psutil.TimeoutExpired:
+                    process.kill()
+        except psutil.Error:
+            continue
+    return found
+
+
+def memory_mib(home: Home) -> dict[str, float]:
+    """Proportional memory (PSS) of each process of the instance, in MiB."""
+    found = {}
+    pids = {name: entry.get("pid") for name, entry in _processes(home).items()}
+    pids["supervisor"] = home.read_state().get("supervisor_pid")
+    for name, pid in pids.items():
+        if isinstance(pid, int):
+            try:
+                found[name] = psutil.Process(pid).memory_full_info().pss / 2**20
+            except psutil.Error:
+                continue
+    return found

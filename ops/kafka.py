@@ -1,0 +1,130 @@
+"""Everything Flyball's own processes do with Kafka: topics, producers, readers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from contracts.errors import BrokerUnavailable
+from contracts.topics import MAX_RECORD_BYTES, TOPICS
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as read: `appended_ms` is the broker's clock."""
+
+    topic: str
+    partition: int
+    offset: int
+    appended_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+def producer(bootstrap_servers: str, *, linger_ms: int = 5) -> KafkaProducer:
+    """An idempotent producer that waits for the broker's acknowledgement."""
+    try:
+        return KafkaProducer(
+            bootstrap_servers=bootstrap_servers,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=linger_ms,
+            batch_size=262_144,
+            max_request_size=MAX_RECORD_BYTES,
+            metrics_enabled=False,
+        )
+    except KafkaError as error:
+        raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
+
+
+def consumer(bootstrap_servers: str, *, is_committed: bool = True, max_poll: int = 5000) -> KafkaConsumer:
+    """A reader without a group; it sees only committed transactions unless told otherwise."""
+    try:
+        return KafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            isolation_level="read_committed" if is_committed else "read_uncommitted",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=20,
+            max_poll_records=max_poll,
+            max_partition_fetch_bytes=MAX_RECORD_BYTES,
+            metrics_enabled=False,
+        )
+    except KafkaError as error:
+        raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
+
+
+def create_topics(bootstrap_servers: str, domain: str) -> None:
+    """Create the domain's topics that do not exist yet, as the topic table says."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        existing = set(admin.list_topics())
+        new = [
+            NewTopic(
+                name=row.of(domain),
+                num_partitions=row.partitions,
+                replication_factor=1,
+                topic_configs={
+                    "retention.ms": str(row.retention_ms),
+                    "cleanup.policy": row.cleanup,
+                    "message.timestamp.type": "LogAppendTime",
+                    "max.message.bytes": str(MAX_RECORD_BYTES),
+                },
+            )
+            for row in TOPICS
+            if row.of(domain) not in existing
+        ]
+        if new:
+            admin.create_topics(new)
+    except TopicAlreadyExistsError:
+        pass
+    finally:
+        admin.close()
+
+
+def partitions(reader: KafkaConsumer, topics: list[str]) -> list[TopicPartition]:
+    """Every partition of `topics`. Raises BrokerUnavailable when a topic is not there."""
+    found = []
+    for name in topics:
+        numbers = reader.partitions_for_topic(name)
+        if not numbers:
+            raise BrokerUnavailable(f"topic {name!r} does not exist; './flyball up DOMAIN' makes it")
+        found += [TopicPartition(name, number) for number in sorted(numbers)]
+    return found
+
+
+def read_all(bootstrap_servers: str, topics: list[str]) -> Iterator[Record]:
+    """Every record that is in `topics` now, partition by partition in offset order."""
+    reader = consumer(bootstrap_servers)
+    try:
+        where = partitions(reader, topics)
+        reader.assign(where)
+        reader.seek_to_beginning(*where)
+        ends = reader.end_offsets(where)
+        while any(reader.position(p) < ends[p] for p in where):
+            yield from poll(reader, timeout_ms=200)
+    finally:
+        reader.close()
+
+
+def poll(reader: KafkaConsumer, *, timeout_ms: int) -> Iterator[Record]:
+    for batch in reader.poll(timeout_ms=timeout_ms).values():
+        for r in batch:
+            yield Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
+
+
+def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            KafkaAdminClient(bootstrap_servers=bootstrap_servers).close()
+            return
+        except KafkaError as error:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"no broker at {bootstrap_servers}: {error}") from error
+            time.sleep(0.1)

@@ -1,0 +1,270 @@
+"""The supervisor: one background process that keeps the embedded parts alive.
+
+It starts the broker, the JobManager and the TaskManagers (and the actuators asked for), writes what
+it knows to `run/instance.json`, and brings a dead process back at most `MAX_RESTARTS` times in
+`RESTART_WINDOW_S`. After that it records which process died and why, and stops everything.
+Flink's own scripts do none of this, and cost a JVM start each to compute memory sizes.
+
+Run as `python -m ops.supervisor`, by `ops.instance.start`; ends on SIGTERM, or when the process
+given with --while-pid is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ops import broker, cluster
+from ops.home import CHECKOUT, Home
+from ops.ports import is_listening
+from ops.setup import java_home
+
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+STOP_PATIENCE_S = 10.0
+
+
+@dataclass
+class Part:
+    """One supervised process. `ready` tells when it serves; `command` is asked anew at a restart."""
+
+    name: str
+    command: Callable[[], list[str]]
+    environment: dict[str, str]
+    ready: Callable[[], bool]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    is_ready: bool = False
+    restarted_at: deque[float] = field(default_factory=deque)
+    restarts: int = 0
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.command(),
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=CHECKOUT,
+                start_new_session=True,
+            )
+        self.is_ready = False
+
+    def tail(self, lines: int = 12) -> str:
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+
+class Supervisor:
+    """Holds the parts of one home. `step` is called a few times a second."""
+
+    def __init__(self, home: Home, ports: dict[str, int], taskmanagers: int) -> None:
+        self.home = home
+        self.ports = ports
+        self.error: str | None = None
+        self.state = "starting"
+        java = java_home()
+        self.parts: dict[str, Part] = {}
+        flink_env = cluster.environment(home, java)
+        self._add(
+            "broker",
+            lambda: broker.command(home, java),
+            {},
+            lambda: is_listening(ports["kafka"]),
+        )
+        self._add(
+            "jobmanager",
+            lambda: cluster.jobmanager_command(home, java),
+            flink_env,
+            lambda: cluster.answers(ports["rest"]),
+        )
+        for index in range(taskmanagers):
+            name = f"taskmanager-{index}"
+            self._add(
+                name,
+                lambda index=index: cluster.taskmanager_command(home, java, index),  # type: ignore[misc]
+                flink_env,
+                lambda: cluster.taskmanagers_registered(ports["rest"]) >= taskmanagers,
+            )
+
+    def _add(
+        self,
+        name: str,
+        command: Callable[[], list[str]],
+        environment: dict[str, str],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.parts[name] = Part(name, command, environment, ready, self.home.logs / f"{name}.out")
+
+    def start(self) -> None:
+        broker.prepare(self.home, self.ports)
+        cluster.prepare(self.home, self.ports, java_home())
+        for part in self.parts.values():
+            part.start()
+        self.write()
+
+    def wanted_actuators(self) -> dict[str, list[str]]:
+        """Domain -> extra arguments, as asked for in run/actuators/<domain>.json."""
+        found = {}
+        for path in (self.home.run / "actuators").glob("*.json"):
+            try:
+                found[path.stem] = list(json.loads(path.read_text()))
+            except (json.JSONDecodeError, FileNotFoundError):
+                continue
+        return found
+
+    def step(self) -> None:
+        wanted = self.wanted_actuators()
+        for domain, arguments in wanted.items():
+            name = f"actuator-{domain}"
+            if name not in self.parts and self.state == "ready":
+                ready_file = self.home.run / "actuators" / f"{domain}.ready"
+                self._add(
+                    name,
+                    lambda domain=domain, arguments=arguments: [  # type: ignore[misc]
+                        sys.executable, "-m", "ops.actuator", domain, *arguments,
+                    ],
+                    {},
+                    lambda ready_file=ready_file: ready_file.exists(),  # type: ignore[misc]
+                )  # fmt: skip
+                ready_file.unlink(missing_ok=True)
+                self.parts[name].start()
+        for name in [n for n in self.parts if n.startswith("actuator-")]:
+            if name.removeprefix("actuator-") not in wanted:
+                stop_process(self.parts.pop(name).process)
+        for part in self.parts.values():
+            if part.process is None or part.process.poll() is not None:
+                self._revive(part)
+            elif not part.is_ready:
+                part.is_ready = part.ready()
+        if self.state == "starting" and all(part.is_ready for part in self.parts.values()):
+            self.state = "ready"
+
+    def _revive(self, part: Part) -> None:
+        now = time.monotonic()
+        code = part.process.returncode if part.process else None
+        part.restarted_at.append(now)
+        while part.restarted_at and now - part.restarted_at[0] > RESTART_WINDOW_S:
+            part.restarted_at.popleft()
+        if len(part.restarted_at) > MAX_RESTARTS or (self.state == "starting" and part.restarts):
+            self.state = "failed"
+            self.error = (
+                f"{part.name} ended with exit code {code} {len(part.restarted_at)} times within"
+                f" {RESTART_WINDOW_S / 60:.0f} minutes. Its last words ({part.log}):\n{part.tail()}"
+            )
+            return
+        part.restarts += 1
+        part.start()
+
+    def write(self) -> None:
+        self.home.write_state(
+            {
+                "state": self.state,
+                "error": self.error,
+                "supervisor_pid": os.getpid(),
+                "bootstrap_servers": f"127.0.0.1:{self.ports['kafka']}",
+                "rest_url": f"http://127.0.0.1:{self.ports['rest']}",
+                "ports": self.ports,
+                "processes": {
+                    part.name: {
+                        "pid": part.process.pid if part.process else None,
+                        "is_ready": part.is_ready,
+                        "restarts": part.restarts,
+                        "log": str(part.log),
+                    }
+                    for part in self.parts.values()
+                },
+            }
+        )
+
+    def stop(self) -> None:
+        """Actuators first, then Flink, then the broker, so that nobody talks to a closed port."""
+        order = sorted(
+            self.parts.values(),
+            key=lambda p: (p.name == "broker", p.name == "jobmanager", p.name),
+        )
+        for part in order:
+            if part.name != "broker" and part.process:
+                part.process.terminate()
+        for part in order:
+            stop_process(part.process)
+
+
+def stop_process(process: subprocess.Popen[bytes] | None) -> None:
+    """Ask, wait, then insist."""
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(STOP_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--ports", type=json.loads, required=True)
+    parser.add_argument("--taskmanagers", type=int, default=1)
+    parser.add_argument("--while-pid", type=int)
+    asked = parser.parse_args()
+    supervisor = Supervisor(Home(asked.home), asked.ports, asked.taskmanagers)
+    is_stopping = False
+
+    def on_signal(_signum: int, _frame: object) -> None:
+        nonlocal is_stopping
+        is_stopping = True
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    written: object = None
+    try:
+        supervisor.start()
+        while not is_stopping and supervisor.state != "failed":
+            supervisor.step()
+            summary = (
+                supervisor.state,
+                [(p.name, p.process and p.process.pid, p.is_ready) for p in supervisor.parts.values()],
+            )
+            if summary != written:
+                supervisor.write()
+                written = summary
+            if asked.while_pid and not _exists(asked.while_pid):
+                break
+            time.sleep(0.1)
+    except Exception as error:
+        supervisor.state, supervisor.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        supervisor.stop()
+        if supervisor.state != "failed":
+            supervisor.state = "stopped"
+        supervisor.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The PyFlink shell of `govern`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from pyflink.common import Row, Types
+from pyflink.datastream import RuntimeContext
+from pyflink.datastream.functions import KeyedBroadcastProcessFunction
+from pyflink.datastream.output_tag import OutputTag
+from pyflink.datastream.state import (
+    ListStateDescriptor,
+    MapStateDescriptor,
+    ValueStateDescriptor,
+)
+
+from contracts.dead_letter import Cause
+from contracts.domain import load_domain
+from contracts.errors import BadInput, PolicyRefused
+from contracts.policy import Policy, PolicySwitch
+from udfs.policy.govern import STAGE, Governor, SubjectState
+from udfs.policy.policy_set import PolicySet
+from udfs.serde import dead_letter
+
+WAIT_MS = 20
+RECORD = Types.ROW([Types.STRING(), Types.STRING()])
+COMMANDS = OutputTag("commands", RECORD)
+DEAD_LETTERS = OutputTag("dead-letters", RECORD)
+POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
+_BOOK = "book"
+_READ_UP_TO = "read_up_to"
+# Forget ids of proposals this often (in proposals of a subject): a scan of its map state.
+_PRUNE_EVERY = 5000
+
+
+class Govern(KeyedBroadcastProcessFunction):  # type: ignore[misc]
+    """Proposals (key, value, topic, partition, offset) with policy events as broadcast state.
+
+    State per subject: its clock and what was allowed (SubjectState), and the ids of proposals seen,
+    kept for `remember_s` of event time; proposals that wait until the policies known at start
+    (`policies_until`, the end offset of the policies topic at submission) are loaded. Restart: all
+    of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
+    A policy event that is malformed goes to dead letters and the policies before it stay in force.
+    """
+
+    def __init__(self, domain: str, max_hops: int, remember_s: int, policies_until: int) -> None:
+        self._domain = domain
+        self._max_hops = max_hops
+        self._remember_ms = remember_s * 1000
+        self._policies_until = policies_until
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        contract = load_domain(self._domain)
+        self._variables = contract.policy_variables()
+        self._governor = Governor(contract, max_hops=self._max_hops)
+        self._subject = runtime_context.get_state(ValueStateDescriptor("subject", Types.STRING()))
+        self._seen = runtime_context.get_map_state(
+            MapStateDescriptor("seen", Types.STRING(), Types.LONG())
+        )
+        self._seen_count = runtime_context.get_state(
+            ValueStateDescriptor("seen-count", Types.LONG())
+        )
+        self._waiting = runtime_context.get_list_state(
+            ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
+        )
+        self._policies: PolicySet | None = None
+        self._is_ready = self._policies_until == 0
+
+    def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
+        if not self._is_ready and not self._policies_ready(ctx):
+            self._waiting.add(tuple(value))
+            self._wake_later(ctx)
+            return
+        yield from self._govern(value, ctx)
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Any]:
+        if not self._policies_ready(ctx):
+            self._wake_later(ctx)
+            return
+        waiting = list(self._waiting.get())
+        self._waiting.clear()
+        for value in waiting:
+            yield from self._govern(value, ctx)
+
+    def _wake_later(self, ctx: Any) -> None:
+        timers = ctx.timer_service()
+        timers.register_processing_time_timer(timers.current_processing_time() + WAIT_MS)
+
+    def _policies_ready(self, ctx: Any) -> bool:
+        reached = ctx.get_broadcast_state(POLICIES_STATE).get(_READ_UP_TO)
+        self._is_ready = reached is not None and int(reached) >= self._policies_until - 1
+        return self._is_ready
+
+    def _govern(self, record: Any, ctx: Any) -> Iterator[Any]:
+        key, value, topic, partition, offset = record
+        try:
+            proposal = self._governor.read(key, value)
+        except BadInput as refused:
+            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, value)
+            return
+        if self._seen.contains(proposal.id):
+            return
+        if self._policies is None:
+            book = ctx.get_broadcast_state(POLICIES_STATE).get(_BOOK)
+            self._policies = PolicyBook.from_json(book).compile()
+        state = SubjectState.from_json(self._subject.value())
+        decided = self._governor.decide(state, proposal, self._policies)
+        self._subject.update(state.to_json())
+        self._remember(proposal.id, proposal.event_ms, state.clock_ms)
+        yield Row(proposal.subject, decided.decision.decode())
+        if decided.command is not None:
+            yield COMMANDS, Row(proposal.subject, decided.command.decode())
+
+    def _remember(self, proposal_id: str, event_ms: int, clock_ms: int) -> None:
+        self._seen.put(proposal_id, event_ms)
+        count = (self._seen_count.value() or 0) + 1
+        if count >= _PRUNE_EVERY:
+            horizon = clock_ms - self._remember_ms
+            for old in [name for name, at in self._seen.items() if at < horizon]:
+                self._seen.remove(old)
+            count = 0
+        self._seen_count.update(count)
+
+    def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Any]:
+        key, text, topic, partition, offset = value
+        state = ctx.get_broadcast_state(POLICIES_STATE)
+        book = PolicyBook.from_json(state.get(_BOOK))
+        try:
+            book.take(text, self._variables)
+            self._policies = book.compile()
+            state.put(_BOOK, book.to_json())
+        except BadInput as refused:
+            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, text)
+        state.put(_READ_UP_TO, str(offset))
+
+
+class PolicyBook:
+    """Every policy version and switch there is, by the last event that named it."""
+
+    def __init__(self, policies: dict[str, Policy], switches: dict[str, PolicySwitch]) -> None:
+        self._policies = policies
+        self._switches = switches
+
+    @classmethod
+    def from_json(cls, text: str | None) -> PolicyBook:
+        raw = {"policies": {}, "switches": {}} if text is None else orjson.loads(text)
+        return cls(
+            {k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()},
+            {k: PolicySwitch.model_validate(v) for k, v in raw["switches"].items()},
+        )
+
+    def to_json(self) -> str:
+        return orjson.dumps(
+            {
+                "policies": {k: v.model_dump(mode="json") for k, v in self._policies.items()},
+                "switches": {k: v.model_dump(mode="json") for k, v in self._switches.items()},
+            }
+        ).decode()
+
+    def compile(self) -> PolicySet:
+        return PolicySet.compile(self._policies.values(), self._switches.values())
+
+    def take(self, text: bytes | None, variables: dict[str, str]) -> None:
+        """Enter one event of the policies topic. Raises BadInput and changes nothing if it is bad."""
+        taken = read_policy_event(text, variables)
+        if isinstance(taken, PolicySwitch):
+            self._switches[f"{taken.agent or ''}/{taken.action or ''}"] = taken
+        else:
+            self._policies[f"{taken.policy_id}@{taken.version}"] = taken
+
+
+def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy | PolicySwitch:
+    """The policy or switch in a record of the policies topic; raises BadInput with its cause.
+
+    Publishing checks types and examples with both engines; here, on the operator's side, the shape,
+    the declared variables' types and the Rust engine's own parse are checked again.
+    """
+    if not text:
+        raise BadInput(Cause.EMPTY, "expected a policy event, came an empty record")
+    try:
+        event = orjson.loads(text)
+        kind = event.get("type") if isinstance(event, dict) else None
+        if kind == PolicySwitch.event_type:
+            return PolicySwitch.model_validate_json(orjson.dumps(event["data"]))
+        if kind != Policy.event_type:
+            raise BadInput(
+                Cause.UNKNOWN_TYPE,
+                f"expected {Policy.event_type!r} or {PolicySwitch.event_type!r}, came {kind!r}",
+            )
+        policy = Policy.model_validate_json(orjson.dumps(event["data"]))
+        for name, declared in policy.variables.items():
+            if variables.get(name) != declared:
+                raise BadInput(
+                    Cause.POLICY_REFUSED,
+                    f"variable {name!r}: expected {variables.get(name, 'no such')}, came {declared}",
+                )
+        PolicySet.compile([policy.model_copy(update={"status": "active"})])
+        return policy
+    except orjson.JSONDecodeError as error:
+        raise BadInput(Cause.NOT_JSON, f"expected a policy event as JSON: {error}") from None
+    except (ValidationError, PolicyRefused, KeyError) as error:
+        raise BadInput(Cause.POLICY_REFUSED, str(error)[:1000]) from None
+
+
+def _letter(
+    domain: str, refused: BadInput, topic: str, partition: int, offset: int, key: Any, value: Any
+) -> Row:
+    place, letter = dead_letter(
+        domain=domain, stage=STAGE, cause=refused.code, message=str(refused), topic=topic,
+        partition=partition, offset=offset, key=key, value=value, now_ms=int(time.time() * 1000),
+    )  # fmt: skip
+    return Row(place, letter.decode())

@@ -1,0 +1,87 @@
+"""Python functions that Flink SQL calls. Thin: the work is in udfs/serde.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyflink.common import Row
+from pyflink.table import DataTypes
+from pyflink.table.types import DataType
+from pyflink.table.udf import FunctionContext, TableFunction
+
+from contracts.domain import load_domain
+from contracts.errors import BadInput
+from udfs.serde import FactReader, dead_letter
+
+_FLINK_TYPES = {
+    "STRING": DataTypes.STRING,
+    "BIGINT": DataTypes.BIGINT,
+    "DOUBLE": DataTypes.DOUBLE,
+    "BOOLEAN": DataTypes.BOOLEAN,
+}
+ENVELOPE_COLUMNS = {
+    "dead_key": "STRING",
+    "dead_letter": "STRING",
+    "fact_id": "STRING",
+    "fact_type": "STRING",
+    "subject": "STRING",
+    "event_ms": "BIGINT",
+    "correlation_id": "STRING",
+    "hops": "BIGINT",
+    "traceparent": "STRING",
+}
+
+
+def fact_row_columns(domain: str) -> dict[str, str]:
+    """Columns of the row `ReadFact` gives: envelope, then every data field of any fact type."""
+    return {**ENVELOPE_COLUMNS, **load_domain(domain).fact_columns()}
+
+
+class ReadFact(TableFunction):
+    """read_fact(key, value, topic, partition, offset, appended_ms) -> exactly one row.
+
+    Either `dead_letter` is set (and everything else null) or the fact's columns are. Stateless and
+    deterministic: "now" is the broker's append time, so a replay judges as the first run did.
+    """
+
+    def __init__(self, domain: str, max_ahead_s: int) -> None:
+        self._domain = domain
+        self._max_ahead_s = max_ahead_s
+
+    def open(self, function_context: FunctionContext) -> None:
+        contract = load_domain(self._domain)
+        self._read = FactReader(contract, max_ahead_ms=self._max_ahead_s * 1000).read
+        names = list(contract.fact_columns())
+        width = len(ENVELOPE_COLUMNS) + len(names)
+        self._empty = [None] * (width - 2)
+        self._fields = {
+            kind: [name if name in fact.model_fields else None for name in names]
+            for kind, fact in contract.facts.items()
+        }
+
+    def eval(
+        self, key: Any, value: Any, topic: str, partition: int, offset: int, appended_ms: int
+    ) -> Iterator[Row]:
+        key = None if key is None else bytes(key)
+        value = None if value is None else bytes(value)
+        try:
+            fact = self._read(key, value, appended_ms)
+        except BadInput as refused:
+            place, letter = dead_letter(
+                domain=self._domain, stage="context", cause=refused.code, message=str(refused),
+                topic=topic, partition=partition, offset=offset, key=key, value=value,
+                now_ms=appended_ms,
+            )  # fmt: skip
+            yield Row(place, letter.decode(), *self._empty)
+            return
+        data = fact.data.__dict__
+        yield Row(
+            None, None, fact.fact_id, fact.type, fact.subject, fact.event_ms, fact.correlation_id,
+            fact.hops, fact.traceparent,
+            *[None if name is None else data[name] for name in self._fields[fact.type]],
+        )  # fmt: skip
+
+
+def flink_row_type(columns: dict[str, str]) -> list[DataType]:
+    return [_FLINK_TYPES[kind]() for kind in columns.values()]
