@@ -21,15 +21,22 @@ FACTS = (TemperatureMeasured,)
 
 
 class ReadingScored(SituationData):
-    """Every reading, set against the machine's own recent past. Lane: log order."""
+    """Every reading, set against the machine's own recent past. Lane: log order.
+
+    `level_shift`, `jump` and `deviation` are in standard deviations of the machine's own past;
+    the peaks are their largest sizes so far, slowly fading (sql/machines/10_reading_scored.sql).
+    """
 
     event_type: ClassVar[str] = "machines.reading_scored"
 
     temperature: float
     readings_seen: int
-    mean_recent: float
-    deviation_recent: float
-    level_score: float
+    level_shift: float
+    level_peak: float
+    jump: float
+    jump_peak: float
+    deviation: float
+    baseline_mean: float
 
 
 class CoolingFailed(SituationData):
@@ -41,7 +48,28 @@ class CoolingFailed(SituationData):
     detail: str
 
 
-SITUATIONS = (ReadingScored, CoolingFailed)
+class TemperatureClimbing(SituationData):
+    """Five readings in a row, each higher than the one before. Lane: log order (pattern)."""
+
+    event_type: ClassVar[str] = "machines.temperature_climbing"
+
+    first_temperature: float
+    last_temperature: float
+    climbing_s: int
+
+
+class HourlyProfile(SituationData):
+    """A machine's temperature over one hour. Lane: event time; `event_time` is the hour's end."""
+
+    event_type: ClassVar[str] = "machines.hourly_profile"
+
+    readings: int
+    mean_temperature: float
+    min_temperature: float
+    max_temperature: float
+
+
+SITUATIONS = (ReadingScored, CoolingFailed, TemperatureClimbing, HourlyProfile)
 
 
 class ActivateCooling(ActionParameters):

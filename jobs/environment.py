@@ -27,6 +27,8 @@ def configuration(name: str, settings: Settings) -> Configuration:
         "table.local-time-zone": "UTC",
         "table.exec.uid.generation": "ALWAYS",
     }
+    if checkpoints := os.environ.get("FLYBALL_CHECKPOINTS"):
+        values["execution.checkpointing.dir"] = f"{checkpoints}/{settings.domain}.{name}"
     if resume := os.environ.get("FLYBALL_RESUME_FROM"):
         values["execution.state-recovery.path"] = resume
     if rest := os.environ.get("FLYBALL_REST"):  # started as a plain script, not by `flink run`

@@ -32,7 +32,6 @@ class Settings(BaseModel):
     max_ahead_s: int = Field(default=3600, ge=0, description="how far a fact may lead wall time")
     watermark_delay_s: int = Field(default=600, ge=0, description="lateness windows wait for")
     max_hops: int = Field(default=6, ge=1, description="how often a chain may go round the loop")
-    situation_expires_s: int = Field(default=0, ge=0, description="event time; 0: never")
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
     )

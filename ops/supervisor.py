@@ -137,7 +137,7 @@ class Supervisor:
                     lambda domain=domain, arguments=arguments: [  # type: ignore[misc]
                         sys.executable, "-m", "ops.actuator", domain, *arguments,
                     ],
-                    {},
+                    {"FLYBALL_HOME": str(self.home.path), "PYTHONPATH": str(CHECKOUT)},
                     lambda ready_file=ready_file: ready_file.exists(),  # type: ignore[misc]
                 )  # fmt: skip
                 ready_file.unlink(missing_ok=True)

@@ -12,8 +12,32 @@ from udfs.policy.cel import CheckedCondition, bind, check
 
 EDGES: dict[str, tuple[object, ...]] = {
     "int": (0, 1, -1, 2, 7, 2**63 - 1, -(2**63), 2**53 + 1),
-    "double": (0.0, -0.0, 1.0, 0.5, -1e308, 5e-324, 9223372036854775807.0, 2.0**53, 1e19),
-    "string": ("", "a", "ab", "é", "🐱", "\uffff", "10", "-1", "1.5", "NaN", "+1", " 1", "0x1"),
+    "double": (
+        0.0,
+        -0.0,
+        1.0,
+        0.5,
+        -1e308,
+        5e-324,
+        9223372036854775807.0,
+        2.0**53,
+        1e19,
+    ),
+    "string": (
+        "",
+        "a",
+        "ab",
+        "é",
+        "🐱",
+        "\uffff",
+        "10",
+        "-1",
+        "1.5",
+        "NaN",
+        "+1",
+        " 1",
+        "0x1",
+    ),
     "bool": (True, False),
     "list(int)": ([], [1], [1, 2], [2**63 - 1]),
     "list(dyn)": ([1, 1.0, "a"], [None], [[1]], [{"a": 1}]),
@@ -35,19 +59,25 @@ def admitted(expression: str, variables: dict[str, str]) -> CheckedCondition | N
 def test_engines_agree_when_any_two_values_at_the_limits_meet(left: str) -> None:
     """`evaluate` asks both engines and raises PolicyRefused when they differ."""
     count = 0
-    for right in EDGES:
+    for right, others in EDGES.items():
         types = {"x": left, "y": right}
         expressions = [f"x {op} y" for op in OPERATORS]
         expressions += [f"dyn(x) {op} dyn(y)" for op in OPERATORS]
         expressions += [f"x {op} y == x" for op in ARITHMETIC]
         expressions += [f"x {op} y > y" for op in ARITHMETIC]
         expressions += [f"x.{name}(y)" for name in ("contains", "startsWith", "endsWith")]
-        expressions += ["x[y] == x[y]", "has(x.a)", "x.a == y", "[x, y] == [y, x]", "{'k': x} == y"]
+        expressions += [
+            "x[y] == x[y]",
+            "has(x.a)",
+            "x.a == y",
+            "[x, y] == [y, x]",
+            "{'k': x} == y",
+        ]
         for expression in expressions:
             condition = admitted(expression, types)
             if condition is None:
                 continue
-            for x, y in itertools.product(EDGES[left], EDGES[right]):
+            for x, y in itertools.product(EDGES[left], others):
                 condition.evaluate({"x": x, "y": y})
                 count += 1
     assert count > 50
@@ -69,8 +99,22 @@ def test_engines_agree_when_a_value_at_the_limits_is_converted(kind: str) -> Non
 
 def test_engines_agree_when_conditions_are_generated() -> None:
     chance = random.Random(20)
-    types = {"i": "int", "j": "int", "d": "double", "s": "string", "b": "bool", "l": "list(int)"}
-    pools = {"i": "int", "j": "int", "d": "double", "s": "string", "b": "bool", "l": "list(int)"}
+    types = {
+        "i": "int",
+        "j": "int",
+        "d": "double",
+        "s": "string",
+        "b": "bool",
+        "l": "list(int)",
+    }
+    pools = {
+        "i": "int",
+        "j": "int",
+        "d": "double",
+        "s": "string",
+        "b": "bool",
+        "l": "list(int)",
+    }
 
     def term(kind: str, depth: int) -> str:
         leaves = [name for name, of in types.items() if of == kind]
@@ -121,18 +165,33 @@ DISAGREEMENTS = {
     "pairs of not are dropped unseen": ("!!i == i", "one '!'"),
     "double to string": ("string(d) == ''", "in another form"),
     "bytes to string": ("string(b'\\xff') == ''", "invalid UTF-8"),
-    "map with uint key": ("{1: 1} == {1u: 1}", "as key"),
+    "map with uint key": ("dyn({1: 1}) == {1u: 1}", "as key"),
     "map with repeated key": ("{1: 1, 1: 2}[1] == 2", "each map key once"),
     "map with keys made later": ("{s: 1, 'a': 2}['a'] == 2", "as key"),
     "map key looked up by another type": ("dyn(1u) in {1: 1}", "a key of type"),
     "order of a map": ("m.map(k, k) == ['a', 'b']", "a list"),
     "error before or after the answer": ("m.exists(k, m[k] / i == 1)", "a list"),
-    "timestamp made at run time": ("timestamp(s) > timestamp('2020-01-01T00:00:00Z')", "literal"),
-    "timestamp with offset": ("timestamp('2020-01-01T00:00:00+01:00').getHours() == 0", "literal"),
-    "timestamp with a space": ("timestamp('2020-01-01 00:00:00Z').getHours() == 0", "literal"),
-    "duration past its range": ("duration('320000000000s') > duration('1s')", "literal"),
+    "timestamp made at run time": (
+        "timestamp(s) > timestamp('2020-01-01T00:00:00Z')",
+        "literal",
+    ),
+    "timestamp with offset": (
+        "timestamp('2020-01-01T00:00:00+01:00').getHours() == 0",
+        "literal",
+    ),
+    "timestamp with a space": (
+        "timestamp('2020-01-01 00:00:00Z').getHours() == 0",
+        "literal",
+    ),
+    "duration past its range": (
+        "duration('320000000000s') > duration('1s')",
+        "literal",
+    ),
     "duration with exponent": ("duration('1e3s') > duration('1s')", "literal"),
-    "duration arithmetic": ("dyn(duration('1s')) + dyn(duration('1s')) == d", "admitted operation"),
+    "duration arithmetic": (
+        "dyn(duration('1s')) + dyn(duration('1s')) == d",
+        "admitted operation",
+    ),
     "timestamps centuries apart": (
         "timestamp('9999-01-01T00:00:00Z') - timestamp('0001-01-01T00:00:00Z') > duration('1s')",
         "range of a duration",
@@ -149,7 +208,10 @@ DISAGREEMENTS = {
     "pattern made at run time": ("s.matches(s)", "a literal regular expression"),
     "types as values": ("type(i) == int", "type"),
     "a list and a map joined": ("dyn(l) + dyn(m) == l", "admitted operation"),
-    "messages": ("google.protobuf.Duration{seconds: 1} == duration('1s')", "plain values"),
+    "messages": (
+        "google.protobuf.Duration{seconds: 1} == duration('1s')",
+        "plain values",
+    ),
     "enums": ("google.protobuf.NullValue.NULL_VALUE == 0", "plain values"),
     "names from the root": (".i == i", "a name before the dot"),
     "quoted names": ("m.`a` == 1", "a CEL literal, name or operator"),
@@ -170,12 +232,15 @@ def test_a_condition_is_refused_when_the_engines_would_differ(name: str) -> None
     assert refused.value.line is not None and refused.value.column is not None
 
 
-HELD = {
+HELD: dict[str, tuple[str, dict[str, object]]] = {
     "division by zero": ("i / j == 1", {"i": 1, "j": 0}),
     "overflow": ("i + 1 > 0", {"i": 2**63 - 1}),
     "comparison with NaN": ("d / d < 1.0", {"d": 0.0}),
     "a missing variable": ("i == 1", {}),
-    "an error before the answer in all()": ("l.all(v, 6 / (2 - v) == 6)", {"l": [1, 2, 3]}),
+    "an error before the answer in all()": (
+        "l.all(v, 6 / (2 - v) == 6)",
+        {"l": [1, 2, 3]},
+    ),
     "a key that is not there": ("m.a == 1", {"m": {}}),
 }
 
@@ -183,7 +248,13 @@ HELD = {
 @pytest.mark.parametrize("name", HELD)
 def test_a_condition_gives_an_error_when_it_cannot_be_evaluated(name: str) -> None:
     expression, values = HELD[name]
-    types = {"i": "int", "j": "int", "d": "double", "l": "list(int)", "m": "map(string, int)"}
+    types = {
+        "i": "int",
+        "j": "int",
+        "d": "double",
+        "l": "list(int)",
+        "m": "map(string, int)",
+    }
     got = check(expression, types).evaluate(values)
     assert got.value is None
     assert got.error

@@ -112,8 +112,14 @@ def test_only_the_variables_in_the_text_are_read_when_more_are_declared() -> Non
         ("is_new &&\n  cuontry == 'GB'", 2, 3, "like 'country'", "'cuontry'"),
         ("amount", 1, 1, "a condition (bool)", "double"),
         ("is_new &&", 1, 10, "valid CEL", "mismatched input"),
-        ("'é🐱' == country && size(country) > 1", 1, 25, "counts the bytes", "size(string)"),
-        ("country.matches('(')", 1, 17, "both engines read alike", "unclosed"),
+        (
+            "'é🐱' == country && size(country) > 1",
+            1,
+            24,
+            "counts the bytes",
+            "size(string)",
+        ),
+        ("country.matches('(')", 1, 17, "both engines read alike", "unterminated"),
         ("", 1, 1, "valid CEL", "mismatched input"),
     ],
 )
@@ -148,7 +154,9 @@ def test_every_problem_is_named_when_a_condition_has_several() -> None:
         "country.matches('" + "a" * 201 + "')",
     ],
 )
-def test_a_condition_is_refused_when_its_time_or_depth_has_no_bound(expression: str) -> None:
+def test_a_condition_is_refused_when_its_time_or_depth_has_no_bound(
+    expression: str,
+) -> None:
     with pytest.raises(PolicyRefused):
         check(expression, {**TYPES, "l": "list(int)"})
 
@@ -178,12 +186,14 @@ def test_the_parser_survives_a_small_stack_when_a_condition_is_within_the_bounds
         "thread = threading.Thread(target=run); thread.start(); thread.join()\n"
         "sys.exit(0 if condition else 3)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
 def test_deep_nesting_is_refused_when_it_comes_straight_to_the_operator() -> None:
-    with pytest.raises(PolicyRefused, match="nested brackets"):
+    with pytest.raises(PolicyRefused, match="4096 characters"):
         Condition.compile("(" * 100_000, {})
     with pytest.raises(PolicyRefused, match="nested brackets"):
         Condition.compile("(" * 2000 + ")" * 2000, {})
@@ -242,13 +252,13 @@ def test_eval_prints_a_value_or_an_error_when_a_condition_is_tried(
 @pytest.mark.parametrize(
     ("pattern", "is_admitted"),
     [
-        ("", True), ("^abc$", True), ("[a-z0-9_]+", True), ("[^a-z]{2,3}?", False),
+        ("", True), ("^abc$", True), ("[a-z0-9_]+", True), ("[^a-z]{2,3}?", True),
         (r"\.csv$", True), ("(GB|FR){1,2}", True), ("(?:a|b)*", True), (r"[a\-z\]]", True),
         ("é+🐱", True), ("[é-ü]", True), ("a||b", True), ("(|a)", True),
         (r"\d", False), (r"\w", False), (r"\b", False), (r"\pL", False), ("(?i)a", False),
         ("(?P<n>a)", False), ("[[:alpha:]]", False), ("[a&&b]", False), ("[a[b]]", False),
         ("[--a]", False), ("a**", False), ("a{2}{3}", False), ("a{,2}", False), ("{", False),
-        ("*a", False), ("a|*", False), (r"\Qa\E", False), ("a{101}", False), ("(a", True),
+        ("*a", False), ("a|*", False), (r"\Qa\E", False), ("a{101}", False), ("(a", False), ("a)", False),
     ],
 )  # fmt: skip
 def test_a_regular_expression_is_admitted_when_both_dialects_read_it_alike(
@@ -266,7 +276,9 @@ def test_the_operator_never_loads_the_checker_when_it_compiles_and_evaluates() -
         "assert Condition.compile('1 < 2', {}).evaluate({}).value\n"
         "assert not any(name.startswith('cel_expr_python') for name in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract, columns
-from contracts.envelope import derive_id, parse_time_ms, schema_urn
+from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput, ModelRefused
 from contracts.proposal import Proposal
 from udfs.agents.definition import FEATURE, ModelAgent, RuleAgent, Suggestion, fill
@@ -140,18 +140,22 @@ class Agents:
             "features_at": situation.event_time,
             "model": None if used is None else used.__dict__,
         }
+        event_ms = parse_time_ms(situation.event_time)
+        expiry = situation.expiry
+        if suggestion.expires_after_s is not None:
+            expiry = format_time_ms(event_ms + suggestion.expires_after_s * 1000)
         event = write_event(
             event_id=derive_id(situation.id, STAGE, agent.agent),
             source=f"/flyball/{self._contract.name}/{STAGE}/{agent.agent}",
             event_type=Proposal.event_type,
             subject=situation.subject,
-            time_ms=parse_time_ms(situation.event_time),
+            time_ms=event_ms,
             dataschema=schema_urn(self._contract.name, Proposal.event_type),
             data=data,
             correlation_id=situation.correlation_id,
             causation_id=situation.id,
             hops=situation.hops,
             traceparent=situation.traceparent,
-            expiry=situation.expiry,
+            expiry=expiry,
         )
         return situation.subject, event

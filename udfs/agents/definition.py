@@ -33,6 +33,7 @@ class Suggestion(_Part):
     action: Slug
     parameters: dict[Slug, str | int | float | bool] = {}
     from_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
+    expires_after_s: int | None = Field(default=None, ge=1, description="event time")
     reason: str = Field(max_length=500)
 
 
@@ -51,7 +52,7 @@ class RuleAgent(_Part):
 class ModelAgent(_Part):
     """Asks an ONNX model for a confidence; the suggestion with the highest reached bound is made.
 
-    `when` (CEL, optional) says which situations are scored at all. `at_most_once_per`: see README.
+    `when` (CEL, optional) says which situations are scored at all.
     """
 
     kind: Literal["model"]

@@ -35,27 +35,31 @@ MATCH_COST: Final = 200  # the Rust engine compiles the regular expression at ev
 MAX_PATTERN_CHARACTERS: Final = 200
 MAX_REPETITION: Final = 100  # product of all {n,m} of one regular expression
 
-VALUE_TYPES: Final = frozenset(
-    "bool int uint double string bytes null_type timestamp duration dyn".split()
-)
+VALUE_TYPES: Final = frozenset({
+    "bool", "int", "uint", "double", "string", "bytes", "null_type", "timestamp", "duration", "dyn",
+})  # fmt: skip
 _KEY_TYPES: Final = frozenset({"string", "int", "bool"})
 
 # Overloads, as the checker resolves them. With a `dyn` operand it names every candidate, and all
 # of them must be listed here.
 ADMITTED: Final = frozenset(
-    "equals not_equals logical_and logical_or logical_not conditional not_strictly_false to_dyn"
-    " in_list in_map index_list index_map add_list size_list list_size size_map map_size"
-    " size_bytes bytes_size add_string add_bytes negate_double"
-    " contains_string starts_with_string ends_with_string matches_string"
-    " int64_to_int64 uint64_to_int64 double_to_int64 string_to_int64"
-    " int64_to_uint64 uint64_to_uint64 double_to_uint64 string_to_uint64"
-    " int64_to_double uint64_to_double double_to_double string_to_double"
-    " int64_to_string uint64_to_string string_to_string string_to_bytes bytes_to_bytes"
-    " string_to_timestamp string_to_duration add_timestamp_duration subtract_timestamp_duration"
-    " timestamp_to_year timestamp_to_month timestamp_to_day_of_month_1_based"
-    " timestamp_to_day_of_month timestamp_to_day_of_week timestamp_to_day_of_year"
-    " timestamp_to_hours timestamp_to_minutes timestamp_to_seconds timestamp_to_milliseconds"
-    " duration_to_hours duration_to_minutes duration_to_seconds".split()
+    {
+        "equals", "not_equals", "logical_and", "logical_or", "logical_not", "conditional",
+        "not_strictly_false", "to_dyn", "in_list", "in_map", "index_list", "index_map",
+        "add_list", "size_list", "list_size", "size_map", "map_size", "size_bytes",
+        "bytes_size", "add_string", "add_bytes", "negate_double", "contains_string",
+        "starts_with_string", "ends_with_string", "matches_string", "int64_to_int64",
+        "uint64_to_int64", "double_to_int64", "string_to_int64", "int64_to_uint64",
+        "uint64_to_uint64", "double_to_uint64", "string_to_uint64", "int64_to_double",
+        "uint64_to_double", "double_to_double", "string_to_double", "int64_to_string",
+        "uint64_to_string", "string_to_string", "string_to_bytes", "bytes_to_bytes",
+        "string_to_timestamp", "string_to_duration", "add_timestamp_duration",
+        "subtract_timestamp_duration", "timestamp_to_year", "timestamp_to_month",
+        "timestamp_to_day_of_month_1_based", "timestamp_to_day_of_month",
+        "timestamp_to_day_of_week", "timestamp_to_day_of_year", "timestamp_to_hours",
+        "timestamp_to_minutes", "timestamp_to_seconds", "timestamp_to_milliseconds",
+        "duration_to_hours", "duration_to_minutes", "duration_to_seconds",
+    }
 ) | {
     f"{operation}_{kind}"
     for operation in ("less", "less_equals", "greater", "greater_equals")
@@ -171,7 +175,11 @@ def scan(text: str) -> Scan:
     while offset < len(text):
         match = _TOKEN.match(text, offset)
         if match is None:
-            refuse(offset, "a CEL literal, name or operator", repr(text[offset : offset + 12]))
+            refuse(
+                offset,
+                "a CEL literal, name or operator",
+                repr(text[offset : offset + 12]),
+            )
             return Scan(tuple(tokens), tuple(problems))
         kind = str(match.lastgroup)
         if kind not in ("space", "comment"):
@@ -182,13 +190,24 @@ def scan(text: str) -> Scan:
                 return Scan(tuple(tokens), tuple(problems))
         offset = match.end()
     if len(tokens) > MAX_TOKENS:
-        refuse(tokens[MAX_TOKENS].offset, f"at most {MAX_TOKENS} words and signs", f"{len(tokens)}")
+        refuse(
+            tokens[MAX_TOKENS].offset,
+            f"at most {MAX_TOKENS} words and signs",
+            f"{len(tokens)}",
+        )
 
     for index, token in enumerate(tokens):
-        before, after = tokens[max(index - 1, 0)], tokens[min(index + 1, len(tokens) - 1)]
+        before, after = (
+            tokens[max(index - 1, 0)],
+            tokens[min(index + 1, len(tokens) - 1)],
+        )
         is_prefix = index == 0 or not _ends_operand(before)
         if token.text == "." and is_prefix:
-            refuse(token.offset, "a name before the dot (the Rust engine has no .name)", "'.'")
+            refuse(
+                token.offset,
+                "a name before the dot (the Rust engine has no .name)",
+                "'.'",
+            )
         # Both parsers drop pairs of signs unseen, and with them the type check of the operand.
         if token.text == "-" and is_prefix and after.text == "-":
             refuse(token.offset, "one minus", "'--'")
@@ -447,6 +466,10 @@ def pattern_problem(pattern: str) -> str:
         offset = match.end()
     if repetition > MAX_REPETITION:
         return f"{repetition} repetitions in all"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
     return ""
 
 
@@ -519,13 +542,12 @@ class _Rules:
             if not isinstance(literal.value, str) or not form.match(literal.value):
                 expected = "'YYYY-MM-DDThh:mm:ssZ'" if is_instant else "'90s'"
                 self.refuse(node, f"a literal like {expected}", repr(literal.value))
-        elif any(overload.startswith("add_") for overload in node.overloads):
-            if not {"add_string", "add_bytes", "add_list"}.isdisjoint(node.overloads):
-                self.concatenations += 1
-                if depth:
-                    self.refuse(node, "no joining of strings or lists inside a macro", "'+'")
-                elif self.concatenations > MAX_CONCATENATIONS:
-                    self.refuse(node, f"at most {MAX_CONCATENATIONS} joined parts", "one more")
+        elif not {"add_string", "add_bytes", "add_list"}.isdisjoint(node.overloads):
+            self.concatenations += 1
+            if depth:
+                self.refuse(node, "no joining of strings or lists inside a macro", "'+'")
+            elif self.concatenations > MAX_CONCATENATIONS:
+                self.refuse(node, f"at most {MAX_CONCATENATIONS} joined parts", "one more")
 
     def _key(self, node: Node, key: Node, holder: Node) -> None:
         """1, 1u and 1.0 are one map key to the specification, three to the Rust engine."""
@@ -599,11 +621,28 @@ def _is_short_span(node: Node) -> bool:
 
 
 _TOTAL: Final = frozenset(
-    "equals not_equals logical_and logical_or logical_not conditional not_strictly_false add_int64"
-    " contains_string starts_with_string ends_with_string less_string greater_string"
-    " less_equals_string greater_equals_string less_int64 greater_int64 less_equals_int64"
-    " greater_equals_int64".split()
-)
+    {
+        "equals",
+        "not_equals",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "conditional",
+        "not_strictly_false",
+        "add_int64",
+        "contains_string",
+        "starts_with_string",
+        "ends_with_string",
+        "less_string",
+        "greater_string",
+        "less_equals_string",
+        "greater_equals_string",
+        "less_int64",
+        "greater_int64",
+        "less_equals_int64",
+        "greater_equals_int64",
+    }
+)  # fmt: skip
 
 
 def _cannot_fail(loop: Loop) -> bool:

@@ -115,7 +115,7 @@ class _Scope:
         bindings = bind(values, self.variables)
         try:
             context = rust.Context(bindings.given)
-        except Exception:  # text the engine cannot take: each policy that reads it gets the error
+        except Exception:  # noqa: BLE001  # text it cannot take: an error for who reads it
             return lambda entry: entry.condition.evaluate(values)
         if not bindings.wrong:
             return lambda entry: outcome(entry.condition.program, context)
@@ -166,7 +166,8 @@ class PolicySet:
             (s.agent or "", s.action or "", s.author, s.reason): s for s in switches if s.paused
         }
         return cls(
-            [by_version[key] for key in sorted(by_version)], [pauses[k] for k in sorted(pauses)]
+            [by_version[key] for key in sorted(by_version)],
+            [pauses[k] for k in sorted(pauses)],
         )
 
     def to_source(self) -> str:

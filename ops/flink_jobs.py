@@ -1,0 +1,214 @@
+"""The jobs on the embedded cluster: submit, watch, explain, cancel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from contracts.errors import JobFailed
+from ops import cluster
+from ops.home import CHECKOUT, Home
+from ops.setup import java_home
+
+JOBS = ("context", "propose", "govern")
+SUBMIT_PATIENCE_S = 180.0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job as Flink's REST API tells it."""
+
+    job_id: str
+    name: str
+    state: str
+    checkpoints_completed: int
+    restarts: int
+    last_checkpoint_ms: int | None
+    last_checkpoint_path: str | None
+    started_ms: int
+
+
+def client_environment(home: Home) -> dict[str, str]:
+    """The environment of a process that submits a job to the running instance of `home`."""
+    state = home.read_state()
+    return {
+        **os.environ,
+        **cluster.environment(home, java_home()),
+        "FLYBALL_REST": str(state["rest_url"]).removeprefix("http://"),
+        "FLYBALL_BOOTSTRAP_SERVERS": str(state["bootstrap_servers"]),
+        "FLYBALL_CHECKPOINTS": (cluster.folder(home) / "checkpoints").as_uri(),
+    }
+
+
+class Submission:
+    """Job clients started side by side; `wait` gives job ids or raises with what a client said."""
+
+    def __init__(
+        self, home: Home, domain: str, jobs: Iterable[str] = JOBS,
+        *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._home = home
+        self._clients: dict[str, subprocess.Popen[bytes]] = {}
+        for job in jobs:
+            environment = client_environment(home)
+            if resume_from and job in resume_from:
+                environment["FLYBALL_RESUME_FROM"] = resume_from[job]
+            with self._log(domain, job).open("wb") as out:
+                self._clients[job] = subprocess.Popen(
+                    [sys.executable, str(CHECKOUT / "jobs" / f"{job}.py"), "--domain", domain, *options],
+                    env=environment, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                )  # fmt: skip
+        self._domain = domain
+
+    def _log(self, domain: str, job: str) -> Path:
+        return self._home.logs / f"submit-{domain}.{job}.out"
+
+    def wait(self) -> dict[str, str]:
+        """Job name -> job id, once all clients have submitted. Raises JobFailed with the cause."""
+        ids = {}
+        deadline = time.monotonic() + SUBMIT_PATIENCE_S
+        for job, client in self._clients.items():
+            try:
+                code = client.wait(max(1.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                client.kill()
+                raise JobFailed(f"submitting {job} took over {SUBMIT_PATIENCE_S:.0f} s") from None
+            said = self._log(self._domain, job).read_text(errors="replace")
+            if code:
+                raise JobFailed(f"submitting {self._domain}.{job} failed: {_last_cause(said)}")
+            ids[job] = said.strip().splitlines()[-1]
+        return ids
+
+
+def _last_cause(said: str) -> str:
+    """The innermost cause in a Java or Python stack trace, with its line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    if causes:
+        return causes[-1].removeprefix("Caused by:").strip()[:1500]
+    told = [line for line in lines if not line.startswith(("at ", "File ", "..."))]
+    return (told[-1] if told else "nothing was printed")[:1500]
+
+
+def rest_port(home: Home) -> int:
+    ports = home.read_state().get("ports")
+    return int(ports["rest"]) if isinstance(ports, dict) else 0
+
+
+def states(home: Home, domain: str | None = None) -> list[JobState]:
+    """The newest job of each name, sorted. Raises httpx.HTTPError when the cluster does not answer."""
+    port = rest_port(home)
+    newest: dict[str, dict[str, Any]] = {}
+    for job in cluster.get(port, "/jobs/overview")["jobs"]:
+        if domain is not None and not job["name"].startswith(f"{domain}."):
+            continue
+        known = newest.get(job["name"])
+        if known is None or job["start-time"] > known["start-time"]:
+            newest[job["name"]] = job
+    return [_state(port, newest[name]) for name in sorted(newest)]
+
+
+def _state(port: int, job: dict[str, Any]) -> JobState:
+    try:
+        checkpoints = cluster.get(port, f"/jobs/{job['jid']}/checkpoints")
+    except httpx.HTTPError:
+        checkpoints = {}
+    counts = checkpoints.get("counts") or {}
+    latest = (checkpoints.get("latest") or {}).get("completed") or {}
+    return JobState(
+        job["jid"], job["name"], job["state"], int(counts.get("completed", 0)),
+        max(0, int(counts.get("restored", 0))), latest.get("latest_ack_timestamp"),
+        latest.get("external_path"), int(job["start-time"]),
+    )  # fmt: skip
+
+
+def root_cause(home: Home, job_id: str) -> str:
+    """Why a job failed or restarts, innermost cause first, from Flink's REST API."""
+    found = cluster.get(rest_port(home), f"/jobs/{job_id}/exceptions?maxExceptions=3")
+    entries = (found.get("exceptionHistory") or {}).get("entries") or []
+    if not entries:
+        return "Flink gives no exception"
+    # The newest entry of a given-up job is the giving up itself; the one before says why.
+    traces = [entry["stacktrace"] for entry in entries]
+    told = [t for t in traces if "Recovery is suppressed" not in t.splitlines()[0]] or traces
+    return _last_cause(told[0])
+
+
+def restarts(home: Home, job_id: str) -> int:
+    """How often the job was restarted as a whole, from its metrics."""
+    try:
+        found = cluster.get(rest_port(home), f"/jobs/{job_id}/metrics?get=numRestarts")
+    except httpx.HTTPError:
+        return 0
+    return int(found[0]["value"]) if found else 0
+
+
+def check(home: Home, domain: str) -> None:
+    """Raises JobFailed with the root cause when a job of `domain` failed for good."""
+    for job in states(home, domain):
+        if job.state in ("FAILED", "FAILING"):
+            raise JobFailed(f"job {job.name} failed: {root_cause(home, job.job_id)}")
+
+
+def wait_running(home: Home, domain: str, jobs: Iterable[str] = JOBS, *, timeout_s: float = 120) -> None:
+    """Until every task of every job runs. Raises JobFailed with the cause when one does not."""
+    port, wanted = rest_port(home), {f"{domain}.{job}" for job in jobs}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        check(home, domain)
+        running = {
+            job.name
+            for job in states(home, domain)
+            if job.state == "RUNNING"
+            and all(
+                task["status"] == "RUNNING"
+                for task in cluster.get(port, f"/jobs/{job.job_id}")["vertices"]
+            )
+        }
+        if wanted <= running:
+            return
+        if time.monotonic() > deadline:
+            late = [job for job in states(home, domain) if job.name in wanted - running]
+            causes = "; ".join(f"{j.name} {j.state}: {root_cause(home, j.job_id)}" for j in late)
+            raise JobFailed(f"expected {sorted(wanted)} to run within {timeout_s:.0f} s. {causes}")
+        time.sleep(0.1)
+
+
+def cancel(home: Home, domain: str | None = None, jobs: Iterable[str] | None = None) -> None:
+    """Cancel the running jobs (of one domain); their last checkpoints are kept for --resume."""
+    port = rest_port(home)
+    wanted = None if jobs is None else {f"{domain}.{job}" for job in jobs}
+    for job in states(home, domain):
+        if wanted is not None and job.name not in wanted:
+            continue
+        if job.state not in ("CANCELED", "FINISHED", "FAILED"):
+            httpx.patch(f"http://127.0.0.1:{port}/jobs/{job.job_id}?mode=cancel", timeout=10)
+
+
+def wait_cancelled(home: Home, domain: str | None = None, *, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(j.state in ("RUNNING", "CANCELLING", "CREATED", "RESTARTING") for j in states(home, domain)):
+        if time.monotonic() > deadline:
+            raise JobFailed(f"expected the jobs to end within {timeout_s:.0f} s")
+        time.sleep(0.1)
+
+
+def latest_checkpoints(home: Home, domain: str) -> dict[str, str]:
+    """Job -> path of its newest complete checkpoint on disk, for `--resume`."""
+    found: dict[str, str] = {}
+    for job in JOBS:
+        folder = cluster.folder(home) / "checkpoints" / f"{domain}.{job}"
+        done = sorted(
+            folder.glob("*/chk-*/_metadata"), key=lambda path: path.stat().st_mtime
+        )
+        if done:
+            found[job] = done[-1].parent.as_uri()
+    return found

@@ -1,0 +1,84 @@
+"""Models as files and as events: conf/<domain>/models/<alias>.onnx beside <alias>.json."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+from contracts.envelope import derive_id, schema_urn
+from contracts.errors import ModelRefused
+from contracts.model import ModelAlias
+from contracts.topics import topic
+from jobs.settings import ROOT
+from ops import kafka
+from udfs.agents.onnx_model import load_model
+from udfs.serde import write_event
+
+
+def model_folder(domain: str) -> Path:
+    return ROOT / "conf" / domain / "models"
+
+
+def read_model(card: Path) -> ModelAlias:
+    """The model a card (`<alias>.json`) describes, loaded once to see that it answers.
+
+    Raises ModelRefused naming the file and what is wrong with it.
+    """
+    artefact = card.with_suffix(".onnx")
+    try:
+        found = orjson.loads(card.read_bytes())
+        content = artefact.read_bytes()
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ModelRefused(f"{card}: expected a model card and {artefact.name}: {error}") from None
+    found |= {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "artefact_base64": base64.b64encode(content).decode(),
+    }
+    try:
+        alias = ModelAlias.model_validate_json(orjson.dumps(found))
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ModelRefused(f"{card}: {first['loc']}: {first['msg']}") from None
+    load_model(alias)
+    return alias
+
+
+def shipped_models(domain: str) -> list[ModelAlias]:
+    """Every model of conf/<domain>/models, by file name."""
+    return [read_model(card) for card in sorted(model_folder(domain).glob("*.json"))]
+
+
+def publish(bootstrap_servers: str, domain: str, models: list[ModelAlias], *, now_ms: int) -> None:
+    """Write one alias event per model; `propose` answers with the newest from then on."""
+    writer = kafka.producer(bootstrap_servers)
+    try:
+        for model in models:
+            key = f"{model.alias}/{model.version}"
+            event = write_event(
+                event_id=derive_id(f"{key}/{model.sha256}/{now_ms}", "model", domain),
+                source=f"/flyball/{domain}/ops/model",
+                event_type=ModelAlias.event_type,
+                subject=key,
+                time_ms=now_ms,
+                dataschema=schema_urn(domain, ModelAlias.event_type),
+                data=model.model_dump(mode="json"),
+            )
+            writer.send(topic("models").of(domain), key=key.encode(), value=event).get(timeout=30)
+    finally:
+        writer.close()
+
+
+def published(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """(offset, event) of every readable alias event, oldest first."""
+    for record in kafka.read_all(bootstrap_servers, [topic("models").of(domain)]):
+        try:
+            event = orjson.loads(record.value or b"")
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(event, dict) and event.get("type") == ModelAlias.event_type:
+            yield record.offset, event

@@ -1,0 +1,294 @@
+"""Files and worlds into the facts topic: reading, refusing, pacing, publishing."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import orjson
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from contracts.dead_letter import Cause
+from contracts.domain import DomainContract
+from contracts.envelope import derive_id, schema_urn
+from contracts.errors import BadInput, SetupFailed
+from contracts.fact import ClockTicked
+from contracts.topics import MAX_FACT_BYTES, topic
+from ops.csv_time import parse_loose_time_ms
+from ops.world import NewFact, World
+from udfs.serde import dead_letter, write_event
+
+STAGE = "emit"
+
+
+@dataclass(frozen=True)
+class RefusedLine:
+    """A line of a file that is no fact; it goes to dead letters with the file's name and its line."""
+
+    line: int
+    raw: bytes
+    error: BadInput
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """A line that is published as it stands: `context` judges it like any producer's record."""
+
+    line: int
+    key: bytes | None
+    value: bytes
+
+
+Item = NewFact | RefusedLine | RawEvent
+
+
+def read_file(
+    path: Path | None, world: World, *, subject: str | None, max_ahead_ms: int
+) -> Iterator[Item]:
+    """The facts of a CSV, bare JSONL or CloudEvents JSONL file; None reads standard input.
+
+    Rows that are no facts come out as RefusedLine, in place. A row that leaps ahead of both its
+    neighbours by more than `max_ahead_ms` is refused: one wild timestamp must not move the clock.
+    Raises SetupFailed when the file cannot be read.
+    """
+    name = subject or (path.stem if path else None)
+    try:
+        stream: IO[bytes] = sys.stdin.buffer if path is None else path.open("rb")
+    except OSError as error:
+        raise SetupFailed(f"cannot read {str(path)!r}: {error.strerror}") from None
+    with stream:
+        lines = iter(stream)
+        first = next(lines, b"")
+        if first.lstrip()[:1] in (b"{", b"["):
+            items = _read_jsonl(_chain(first, lines), world, name)
+        else:
+            items = _read_csv(first, lines, world, name)
+        yield from _refuse_leaps(items, max_ahead_ms)
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _read_csv(
+    header: bytes, lines: Iterator[bytes], world: World, subject: str | None
+) -> Iterator[Item]:
+    try:
+        columns = next(csv.reader([header.decode("utf-8-sig")]))
+    except (StopIteration, UnicodeDecodeError):
+        raise SetupFailed(
+            "expected a CSV file with a header line, or one JSON object a line; came"
+            f" {header[:60]!r}"
+        ) from None
+    columns = [column.strip() for column in columns]
+    for number, raw in enumerate(lines, start=2):
+        if not raw.strip():
+            continue
+        try:
+            values = next(csv.reader([raw.decode("utf-8").rstrip("\r\n")]))
+            if len(values) != len(columns):
+                raise BadInput(
+                    Cause.ROW_INVALID, f"expected {len(columns)} columns {columns}, came {len(values)}"
+                )
+            yield world.row_to_fact(dict(zip(columns, values, strict=True)), subject)
+        except UnicodeDecodeError as error:
+            yield RefusedLine(number, raw, BadInput(Cause.NOT_UTF8, f"expected UTF-8: {error}"))
+        except csv.Error as error:
+            yield RefusedLine(number, raw, BadInput(Cause.ROW_INVALID, f"expected CSV: {error}"))
+        except BadInput as error:
+            yield RefusedLine(number, raw, error)
+
+
+def _read_jsonl(lines: Iterator[bytes], world: World, subject: str | None) -> Iterator[Item]:
+    for number, raw in enumerate(lines, start=1):
+        line = raw.rstrip(b"\r\n")
+        if not line.strip():
+            continue
+        try:
+            found = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            yield RawEvent(number, None, line)
+            continue
+        if not isinstance(found, dict) or "specversion" in found:
+            key = found.get("subject") if isinstance(found, dict) else None
+            yield RawEvent(number, key.encode() if isinstance(key, str) else None, line)
+            continue
+        try:
+            yield _bare_fact(found, world, subject)
+        except BadInput as error:
+            yield RefusedLine(number, line, error)
+
+
+def _bare_fact(found: dict[str, object], world: World, subject: str | None) -> NewFact:
+    """A bare JSON object: either {type, subject, time, data}, or the columns of a CSV row."""
+    if {"type", "data"} <= set(found):
+        kind, about, data = found["type"], found.get("subject", subject), found["data"]
+        if not isinstance(kind, str) or not isinstance(about, str) or not isinstance(data, dict):
+            raise BadInput(
+                Cause.ROW_INVALID, "expected type and subject as strings and data as an object"
+            )
+        event_ms = parse_loose_time_ms(found.get("time"))
+        canonical = orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
+        return NewFact(kind, about, event_ms, data, canonical)
+    row = {
+        name: value if isinstance(value, str) else orjson.dumps(value).decode()
+        for name, value in found.items()
+    }
+    return world.row_to_fact(row, subject)
+
+
+def _refuse_leaps(items: Iterator[Item], max_ahead_ms: int) -> Iterator[Item]:
+    """One item of look-ahead: a fact ahead of its neighbours on both sides by too much is refused."""
+    before: int | None = None
+    held: NewFact | None = None
+    behind: list[Item] = []  # lines without a time of their own, between the held fact and the next
+    for item in items:
+        if not isinstance(item, NewFact):
+            if held is None:
+                yield item
+            else:
+                behind.append(item)
+            continue
+        if held is not None:
+            limit = item.event_ms if before is None else max(before, item.event_ms)
+            if held.event_ms > limit + max_ahead_ms:
+                yield RefusedLine(
+                    0,
+                    orjson.dumps({"subject": held.subject, "event_ms": held.event_ms, "data": held.data}),
+                    BadInput(
+                        Cause.TIME_AHEAD,
+                        f"leaps {(held.event_ms - limit) / 1000:.0f} s ahead of both its neighbours,"
+                        f" at most {max_ahead_ms // 1000} s",
+                    ),
+                )
+            else:
+                yield held
+                before = held.event_ms
+        yield from behind
+        behind = []
+        held = item
+    if held is not None:
+        yield held
+    yield from behind
+
+
+@dataclass
+class Emitted:
+    """What was published, for reports."""
+
+    facts: int = 0
+    refused: int = 0
+    oversized: list[str] = field(default_factory=list)
+    last_event_ms: int = 0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+
+class Emitter:
+    """Publishes facts of one domain at a rate; ids are derived, so a file played twice repeats itself."""
+
+    def __init__(self, contract: DomainContract, writer: KafkaProducer, *, file_name: str) -> None:
+        self._contract = contract
+        self._writer = writer
+        self._file_name = file_name
+        self._facts = topic("facts").of(contract.name)
+        self._dead_letters = topic("dead-letters").of(contract.name)
+        self._occurrences: Counter[str] = Counter()
+        self._refusals = 0
+        self.emitted = Emitted()
+
+    def encode(self, fact: NewFact) -> bytes:
+        """The fact's event. Equal facts of one input get different ids by their occurrence number."""
+        identity = f"{fact.type}|{fact.subject}|{fact.identity}"
+        occurrence = self._occurrences[identity]
+        self._occurrences[identity] += 1
+        model = self._contract.facts.get(fact.type)
+        version = model.schema_version if model else 1
+        return write_event(
+            event_id=derive_id(identity, STAGE, self._contract.name, occurrence),
+            source=f"/flyball/{self._contract.name}/{STAGE}",
+            event_type=fact.type,
+            subject=fact.subject,
+            time_ms=fact.event_ms,
+            dataschema=schema_urn(self._contract.name, fact.type, version),
+            data=fact.data,
+        )
+
+    def emit(
+        self,
+        items: Iterable[Item | None],
+        *,
+        rate: float | None,
+        on_progress: Callable[[Emitted], None] | None = None,
+    ) -> Emitted:
+        """Publish everything, `rate` facts a second (None: as fast as it goes), and flush.
+
+        `None` among the items means "nothing yet": what was sent is flushed and the loop goes on.
+        A record over 2 MiB is not sent; it is told in `oversized`.
+        """
+        done = self.emitted
+        done.started_at = time.monotonic()
+        due = done.started_at
+        for item in items:
+            if item is None:
+                self._writer.flush()
+                continue
+            if rate is not None and isinstance(item, NewFact):
+                due += 1 / rate
+                if (ahead := due - time.monotonic()) > 0.002:
+                    time.sleep(ahead)
+            self._send(item)
+            if on_progress is not None and (done.facts + done.refused) % 200 == 0:
+                on_progress(done)
+        self._writer.flush()
+        done.ended_at = time.monotonic()
+        if on_progress is not None:
+            on_progress(done)
+        return done
+
+    def _send(self, item: Item) -> None:
+        done = self.emitted
+        if isinstance(item, RefusedLine):
+            self._refusals += 1
+            key, letter = dead_letter(
+                domain=self._contract.name, stage=STAGE, cause=item.error.code,
+                message=str(item.error), topic=self._file_name, partition=0,
+                offset=item.line or self._refusals, key=None, value=item.raw,
+                now_ms=int(time.time() * 1000),
+            )  # fmt: skip
+            self._writer.send(self._dead_letters, key=key.encode(), value=letter)
+            done.refused += 1
+            return
+        if isinstance(item, RawEvent):
+            key_bytes, value = item.key, item.value
+        else:
+            key_bytes, value = item.subject.encode(), self.encode(item)
+            done.last_event_ms = max(done.last_event_ms, item.event_ms)
+        if len(value) > MAX_FACT_BYTES:
+            done.oversized.append(
+                f"expected at most {MAX_FACT_BYTES} bytes a record, came {len(value)}"
+                + (f" (line {item.line})" if isinstance(item, RawEvent) else "")
+            )
+            return
+        try:
+            self._writer.send(self._facts, key=key_bytes, value=value)
+        except KafkaError as error:
+            raise SetupFailed(f"the broker refused a fact: {error}") from error
+        done.facts += 1
+
+    def tick(self, event_ms: int) -> None:
+        """One tick fact on every partition: event time has passed `event_ms` everywhere."""
+        for partition in range(topic("facts").partitions):
+            fact = NewFact(ClockTicked.event_type, f"clock-{partition}", event_ms, {}, str(event_ms))
+            self._writer.send(
+                self._facts, key=fact.subject.encode(), value=self.encode(fact), partition=partition
+            )
+        self._writer.flush()

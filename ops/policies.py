@@ -1,0 +1,178 @@
+"""Policies as files and as events: check, publish, list, move, pause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import orjson
+from pydantic import ValidationError
+
+from contracts.domain import load_domain
+from contracts.envelope import derive_id, format_time_ms, schema_urn
+from contracts.errors import PolicyProblem, PolicyRefused
+from contracts.policy import Policy, PolicySwitch, Status
+from contracts.topics import topic
+from jobs.settings import ROOT
+from ops import kafka
+from udfs.policy.policy_file import load
+from udfs.serde import write_event
+
+
+@dataclass(frozen=True)
+class PublishedPolicy:
+    """A policy version as its newest event left it."""
+
+    policy: Policy
+    offset: int
+    published_at: str
+
+
+def policy_files(domain: str) -> list[Path]:
+    return sorted((ROOT / "conf" / domain / "policies").glob("*.yaml"))
+
+
+def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
+    """Every policy of `files`, or PolicyRefused with all problems of all of them."""
+    variables = load_domain(domain).policy_variables()
+    contract = load_domain(domain)
+    policies: list[Policy] = []
+    problems: list[PolicyProblem] = []
+    for file in files:
+        try:
+            policy = load(file, variables)
+        except PolicyRefused as refused:
+            problems += refused.problems
+            continue
+        for kind, given, known in (
+            ("action", policy.scope.actions, contract.actions),
+            ("situation", policy.scope.situations, contract.situations),
+        ):
+            problems += [
+                PolicyProblem(f"an {kind} of {sorted(known)} in scope", repr(name), file=str(file))
+                for name in given
+                if name not in known
+            ]
+        same = [p for p in policies if (p.policy_id, p.version) == (policy.policy_id, policy.version)]
+        if same:
+            problems.append(
+                PolicyProblem(
+                    "each version of a policy once", f"{policy.policy_id}@{policy.version} twice",
+                    file=str(file),
+                )
+            )  # fmt: skip
+        policies.append(policy)
+    if problems:
+        raise PolicyRefused.of(problems)
+    return policies
+
+
+def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]:
+    """"id@version" -> that version as its newest event left it, in the order of first publishing."""
+    found: dict[str, PublishedPolicy] = {}
+    for offset, event in _events(bootstrap_servers, domain):
+        if event.get("type") != Policy.event_type:
+            continue
+        try:
+            policy = Policy.model_validate_json(orjson.dumps(event["data"]))
+        except (ValidationError, KeyError):
+            continue
+        name = f"{policy.policy_id}@{policy.version}"
+        found[name] = PublishedPolicy(policy, offset, str(event.get("time")))
+    return found
+
+
+def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
+    """The newest switch of each scope."""
+    found: dict[tuple[str | None, str | None], PolicySwitch] = {}
+    for _, event in _events(bootstrap_servers, domain):
+        if event.get("type") == PolicySwitch.event_type:
+            try:
+                switch = PolicySwitch.model_validate(event["data"])
+            except (ValidationError, KeyError):
+                continue
+            found[(switch.agent, switch.action)] = switch
+    return list(found.values())
+
+
+def _events(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[str, object]]]:
+    for record in kafka.read_all(bootstrap_servers, [topic("policies").of(domain)]):
+        try:
+            event = orjson.loads(record.value or b"")
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            yield record.offset, event
+
+
+def publish(
+    bootstrap_servers: str, domain: str, policies: Iterable[Policy], *, now_ms: int
+) -> list[str]:
+    """Write one event per policy and give "id@version" of each.
+
+    A version never changes: raises PolicyRefused, publishing nothing, when a version is already
+    published with other content than today's (status apart).
+    """
+    policies = list(policies)
+    known = published(bootstrap_servers, domain)
+    problems = []
+    for policy in policies:
+        name = f"{policy.policy_id}@{policy.version}"
+        before = known.get(name)
+        if before is not None and before.policy.model_copy(update={"status": policy.status}) != policy:
+            problems.append(
+                PolicyProblem(f"a new version for changed content (published: {name})", "other content")
+            )
+    if problems:
+        raise PolicyRefused.of(problems)
+    _send(
+        bootstrap_servers, domain,
+        [(f"{p.policy_id}/{p.version}", Policy.event_type, p.model_dump(mode="json")) for p in policies],
+        now_ms,
+    )  # fmt: skip
+    return [f"{p.policy_id}@{p.version}" for p in policies]
+
+
+def move(bootstrap_servers: str, domain: str, name: str, status: str, *, now_ms: int) -> Policy:
+    """Publish `name` ("id@version") again with another status."""
+    known = published(bootstrap_servers, domain)
+    if name not in known:
+        raise PolicyRefused.of([PolicyProblem(f"a published policy of {sorted(known)}", repr(name))])
+    if status not in get_args(Status):
+        raise PolicyRefused.of([PolicyProblem(f"a status of {get_args(Status)}", repr(status))])
+    policy = known[name].policy.model_copy(update={"status": status})
+    publish(bootstrap_servers, domain, [policy], now_ms=now_ms)
+    return policy
+
+
+def throw_switch(
+    bootstrap_servers: str, domain: str, switch: PolicySwitch, *, now_ms: int
+) -> None:
+    """Publish a pause or its end; `govern` obeys from the next proposal it takes."""
+    key = f"switch/{switch.agent or '*'}/{switch.action or '*'}"
+    _send(
+        bootstrap_servers, domain,
+        [(key, PolicySwitch.event_type, switch.model_dump(mode="json"))], now_ms,
+    )  # fmt: skip
+
+
+def _send(
+    bootstrap_servers: str, domain: str, events: list[tuple[str, str, object]], now_ms: int
+) -> None:
+    writer = kafka.producer(bootstrap_servers)
+    try:
+        for ordinal, (key, kind, data) in enumerate(events):
+            event = write_event(
+                event_id=derive_id(f"{key}/{format_time_ms(now_ms)}", "policy", domain, ordinal),
+                source=f"/flyball/{domain}/ops/policy",
+                event_type=kind,
+                subject=key,
+                time_ms=now_ms,
+                dataschema=schema_urn(domain, kind),
+                data=data,
+            )
+            writer.send(topic("policies").of(domain), key=key.encode(), value=event).get(timeout=30)
+    finally:
+        writer.close()

@@ -1,0 +1,204 @@
+"""Watching a domain's topics: counts, reasons, latencies, the latest decisions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from kafka import TopicPartition
+
+from contracts.topics import topic
+from ops import kafka
+from ops.world import DecisionOf
+
+_WATCHED = ("facts", "decisions", "commands", "outcomes", "dead-letters")
+_COUNTED = ("situations", "proposals")
+# Facts whose append time is remembered for latencies; older ones are forgotten first.
+_REMEMBERED_FACTS = 1_000_000
+
+
+@dataclass
+class Seen:
+    """What was seen so far. Latencies are wall-clock milliseconds: from the fact's append to the log
+    to the append of what it caused (at least once), or to its arrival at a read_committed reader
+    (exactly once), and count only first-round events (hops 0)."""
+
+    facts: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    situations: int = 0
+    proposals: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    commands: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+    decision_ms: list[int] = field(default_factory=list)
+    command_ms: list[int] = field(default_factory=list)
+    first_decision_at: float | None = None
+    last_change_at: float = 0.0
+    first_fact_ms: int | None = None
+    last_decision_ms: int | None = None
+    open_commands: set[str] = field(default_factory=set)
+    latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=8))
+    decision_lines: list[bytes] = field(default_factory=list)
+    command_lines: list[bytes] = field(default_factory=list)
+
+
+class Watch(threading.Thread):
+    """Reads a domain's topics in the background until `stop`. `seen` may be read at any time."""
+
+    def __init__(
+        self, bootstrap_servers: str, domain: str, *, is_committed: bool, from_beginning: bool,
+        decision_key: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(name=f"watch-{domain}", daemon=True)
+        self._domain = domain
+        self._is_committed = is_committed
+        self._decision_key = decision_key
+        self._keyed: dict[str, tuple[str, str]] = {}
+        self._fact_ms: dict[str, int] = {}
+        self._stopping = threading.Event()
+        self._arrived = threading.Condition()
+        self.error: BaseException | None = None
+        self.seen = Seen()
+        self._reader = kafka.consumer(bootstrap_servers)
+        self._short = {topic(name).of(domain): name for name in (*_WATCHED, *_COUNTED)}
+        places = kafka.partitions(self._reader, [topic(n).of(domain) for n in _WATCHED])
+        self._counted = kafka.partitions(self._reader, [topic(n).of(domain) for n in _COUNTED])
+        self._reader.assign(places)
+        if from_beginning:
+            self._reader.seek_to_beginning(*places)
+            self._base = {}
+        else:
+            self._reader.seek_to_end(*places)
+            self._base = self._reader.end_offsets(self._counted)
+        for place in places:
+            self._reader.position(place)
+
+    def run(self) -> None:
+        try:
+            next_count = 0.0
+            while not self._stopping.is_set():
+                taken = 0
+                for record in kafka.poll(self._reader, timeout_ms=50):
+                    self._take(record)
+                    taken += 1
+                if taken:
+                    self.seen.last_change_at = time.monotonic()
+                    with self._arrived:
+                        self._arrived.notify_all()
+                if time.monotonic() > next_count:
+                    self._count()
+                    next_count = time.monotonic() + 0.5
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._reader.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(10)
+
+    def decision_of(self, timeout_s: float = 60.0) -> DecisionOf:
+        """A function that waits until the proposal about a key is decided; (verdict, action) of it.
+
+        None after `timeout_s` without a decision (the world then goes on as if it was allowed).
+        """
+
+        def wait(key: str) -> tuple[str, str] | None:
+            deadline = time.monotonic() + timeout_s
+            with self._arrived:
+                while key not in self._keyed:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self.error is not None:
+                        return None
+                    self._arrived.wait(min(left, 0.5))
+                return self._keyed[key]
+
+        return wait
+
+    def _count(self) -> None:
+        ends: dict[TopicPartition, int] = self._reader.end_offsets(self._counted)
+        totals: Counter[str] = Counter()
+        for place, end in ends.items():
+            totals[self._short[place.topic]] += end - self._base.get(place, 0)
+        self.seen.situations, self.seen.proposals = totals["situations"], totals["proposals"]
+
+    def _take(self, record: kafka.Record) -> None:
+        kind, seen = self._short[record.topic], self.seen
+        try:
+            event = orjson.loads(record.value or b"")
+            data = event.get("data") or {}
+        except (orjson.JSONDecodeError, AttributeError):
+            if kind == "facts":
+                seen.facts += 1
+            return
+        if kind == "facts":
+            if event.get("type") == "flyball.clock_ticked":
+                return
+            seen.facts += 1
+            if seen.first_fact_ms is None:
+                seen.first_fact_ms = record.appended_ms
+            fact_id = event.get("id")
+            if fact_id in self._fact_ms:
+                seen.duplicates += 1
+            elif isinstance(fact_id, str):
+                if len(self._fact_ms) >= _REMEMBERED_FACTS:
+                    del self._fact_ms[next(iter(self._fact_ms))]
+                self._fact_ms[fact_id] = record.appended_ms
+        elif kind == "dead-letters":
+            seen.dead_letters += 1
+            seen.causes[str(data.get("cause"))] += 1
+        elif kind == "outcomes":
+            seen.outcomes[str(data.get("status"))] += 1
+            seen.open_commands.discard(str(data.get("command_id")))
+        else:
+            self._take_decided(kind, record, event, data)
+
+    def _take_decided(
+        self, kind: str, record: kafka.Record, event: dict[str, Any], data: dict[str, Any]
+    ) -> None:
+        seen = self.seen
+        latency = self._latency_ms(record, event)
+        if kind == "decisions":
+            if seen.first_decision_at is None:
+                seen.first_decision_at = time.monotonic()
+            seen.verdicts[str(data.get("verdict"))] += 1
+            seen.reasons[str(data.get("reason"))] += 1
+            seen.last_decision_ms = record.appended_ms
+            seen.latest.append(event)
+            seen.decision_lines.append(record.value or b"")
+            if latency is not None:
+                seen.decision_ms.append(latency)
+            if self._decision_key is not None and (key := self._decision_key(data)) is not None:
+                self._keyed[key] = (str(data.get("verdict")), str(data.get("action")))
+        else:
+            seen.commands += 1
+            seen.actions[str(data.get("action"))] += 1
+            seen.command_lines.append(record.value or b"")
+            seen.open_commands.add(str(data.get("command_id")))
+            if latency is not None:
+                seen.command_ms.append(latency)
+
+    def _latency_ms(self, record: kafka.Record, event: dict[str, Any]) -> int | None:
+        since = self._fact_ms.get(str(event.get("correlationid")))
+        if since is None or event.get("hops"):
+            return None
+        until = int(time.time() * 1000) if self._is_committed else record.appended_ms
+        return max(0, until - since)
+
+
+def percentiles(values: list[int]) -> dict[str, float | None]:
+    """p50, p95 and p99 by nearest rank; None when nothing was measured."""
+    if not values:
+        return {"p50": None, "p95": None, "p99": None}
+    ordered = sorted(values)
+    return {
+        f"p{p}": float(ordered[max(0, -(-len(ordered) * p // 100) - 1)]) for p in (50, 95, 99)
+    }

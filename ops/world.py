@@ -1,0 +1,95 @@
+"""A domain's world: where its facts come from and what its commands do.
+
+`ops/worlds/<domain>.py` defines `WORLD`, an object that fits `World`. It is the only code that knows
+what a CSV column or an action means; nothing in here or in the jobs does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from contracts.errors import SetupFailed
+
+
+@dataclass(frozen=True)
+class NewFact:
+    """A fact about to be published. Its id is derived from `identity`, which must be stable.
+
+    `event_ms` is event time in milliseconds since 1970-01-01 UTC.
+    """
+
+    type: str
+    subject: str
+    event_ms: int
+    data: Mapping[str, object]
+    identity: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command as a handler gets it; `command_id` is the key to be idempotent by."""
+
+    command_id: str
+    action: str
+    subject: str
+    parameters: Mapping[str, Any]
+    event_time: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a handler says: how it went, and how long it took in event time (seconds)."""
+
+    status: Literal["succeeded", "failed"]
+    detail: str = ""
+    took_s: float = 0.0
+
+
+Handler = Callable[[Order], Done]
+# The verdict and the action of a proposal about `key` (a payment id, say); waits until it is decided.
+DecisionOf = Callable[[str], tuple[str, str] | None]
+
+
+class World(Protocol):
+    """What `ops/worlds/<domain>.py` gives as WORLD."""
+
+    def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact:
+        """One CSV row (or bare JSON object of the same columns) as a fact.
+
+        `subject` is --subject, or the file's name where rows do not name one. Raises BadInput with
+        code `row_invalid` and what was expected.
+        """
+
+    def played(self, facts: Iterable[NewFact | None], decision_of: DecisionOf) -> Iterator[NewFact | None]:
+        """The facts of an input in playing order, with what the world answers later put in between."""
+
+    def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
+        """A seeded input for a domain that ships none."""
+
+    def decision_key(self, decision: Mapping[str, Any]) -> str | None:
+        """Which key of `decision_of` a decision's data answers; None when the world does not wait."""
+
+    def handlers(self, seed: int) -> Mapping[str, Handler]:
+        """One handler an action: the simulated actuators of the embedded default."""
+
+    def train(self, folder: Path) -> Mapping[str, Any]:
+        """Fit the domain's models on shipped or generated data; see ops/models.py."""
+
+
+def load_world(domain: str) -> World:
+    """The world of `domain`. Raises SetupFailed when there is none."""
+    try:
+        module = importlib.import_module(f"ops.worlds.{domain}")
+    except ModuleNotFoundError as error:
+        if error.name != f"ops.worlds.{domain}":
+            raise
+        raise SetupFailed(
+            f"no world for domain {domain!r}: ops/worlds/{domain}.py with WORLD is needed;"
+            f" './flyball new {domain}' lays one out"
+        ) from None
+    world: World = module.WORLD
+    return world
