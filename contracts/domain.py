@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin
 
@@ -99,6 +100,17 @@ class DomainContract:
 def short_name(event_type: str) -> str:
     """SQL name of an event type: `machine.temperature_measured` -> `machine_temperature_measured`."""
     return event_type.replace(".", "_").replace("-", "_")
+
+
+def known_domains() -> tuple[str, ...]:
+    """Every domain there is, sorted: the modules of contracts/ that define FACTS (none is imported)."""
+    return tuple(
+        sorted(
+            path.stem
+            for path in Path(__file__).parent.glob("*.py")
+            if re.search(r"(?m)^FACTS\b", path.read_text(encoding="utf-8"))
+        )
+    )
 
 
 @cache

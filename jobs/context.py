@@ -34,7 +34,7 @@ from contracts.fact import ClockTicked
 from jobs.environment import finish, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
-from udfs.sql_functions import ReadFact, flink_row_type, fact_row_columns
+from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type
 
 NAME = "context"
 # How many earlier facts of the same subject a fact's id is compared with.

@@ -46,8 +46,11 @@ def table_environment(
     if "FLYBALL_REST" in os.environ:
         # get_execution_environment() ignores execution.target outside `flink run`; the Java class
         # itself does not, and saves a second JVM for each job of the embedded cluster.
-        java = get_gateway().jvm.org.apache.flink.streaming.api.environment
-        env = StreamExecutionEnvironment(java.StreamExecutionEnvironment(config._j_configuration))
+        flink = get_gateway().jvm.org.apache.flink
+        whole = flink.configuration.GlobalConfiguration.loadConfiguration(config._j_configuration)
+        env = StreamExecutionEnvironment(
+            flink.streaming.api.environment.StreamExecutionEnvironment(whole)
+        )
     else:
         env = StreamExecutionEnvironment.get_execution_environment(config)
     return env, StreamTableEnvironment.create(env)

@@ -148,6 +148,7 @@ class Actuator:
         self._writer = writer
         self._outcomes = topic("outcomes").of(domain)
         self._dead_letters = topic("dead-letters").of(domain)
+        self._committed: dict[TopicPartition, int] = {}
 
     def step(self) -> int:
         """Handle what the next poll brings; the number of records."""
@@ -173,7 +174,7 @@ class Actuator:
             for future in sent:
                 future.get(timeout=30)
             self._memory.mark_published(published)
-            self._commit(records)
+        self._commit()
         return len(records)
 
     def _handle(self, record: kafka.Record) -> tuple[str, str, bytes | None]:
@@ -194,12 +195,14 @@ class Actuator:
         self._memory.store(order.command_id, order.subject, outcome)
         return command_id, subject, outcome
 
-    def _commit(self, records: list[kafka.Record]) -> None:
-        ends: dict[TopicPartition, OffsetAndMetadata] = {}
-        for record in records:
-            place = TopicPartition(record.topic, record.partition)
-            ends[place] = OffsetAndMetadata(record.offset + 1, "", -1)
-        self._reader.commit(ends)
+    def _commit(self) -> None:
+        """Commit how far was read: past the last record and past transaction markers behind it."""
+        reached = {place: self._reader.position(place) for place in self._reader.assignment()}
+        if reached != self._committed:
+            self._reader.commit(
+                {place: OffsetAndMetadata(offset, "", -1) for place, offset in reached.items()}
+            )
+            self._committed = reached
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from contracts.errors import SetupFailed
 from ops.home import CHECKOUT, Home
-from ops.setup import java_home, jar_paths
+from ops.setup import jar_paths, java_home
 
 HEAP = "384m"
 CLUSTER_ID = "flyballflyballflyball0"

@@ -91,6 +91,12 @@ class Submission:
 def _last_cause(said: str) -> str:
     """The innermost cause in a Java or Python stack trace, with its line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if "Traceback (most recent call last):" in said:
+        python = said.rsplit("Traceback (most recent call last):", 1)[1].splitlines()
+        ends = [n for n, line in enumerate(python) if line.strip() and not line.startswith((" ", "\t"))]
+        if ends:
+            place = next((line.strip() for line in reversed(python[: ends[0]]) if "File" in line), "")
+            return f"{python[ends[0]].strip()} ({place})"[:1500]
     causes = [line for line in lines if line.startswith("Caused by:")]
     if causes:
         return causes[-1].removeprefix("Caused by:").strip()[:1500]
@@ -161,9 +167,13 @@ def check(home: Home, domain: str) -> None:
 def wait_running(home: Home, domain: str, jobs: Iterable[str] = JOBS, *, timeout_s: float = 120) -> None:
     """Until every task of every job runs. Raises JobFailed with the cause when one does not."""
     port, wanted = rest_port(home), {f"{domain}.{job}" for job in jobs}
+    patience = 3  # restarts of a job that has not run yet: then say why instead of trying on
     deadline = time.monotonic() + timeout_s
     while True:
         check(home, domain)
+        for job in states(home, domain):
+            if job.state == "RESTARTING" and restarts(home, job.job_id) >= patience:
+                raise JobFailed(f"job {job.name} keeps failing: {root_cause(home, job.job_id)}")
         running = {
             job.name
             for job in states(home, domain)

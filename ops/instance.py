@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -63,7 +64,7 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
     home.run.mkdir(parents=True, exist_ok=True)
     ports = choose(configured_ports())
     home.write_state({"state": "starting", "ports": ports})
-    arguments = ["--home", str(home.path), "--ports", _json(ports), "--taskmanagers", str(taskmanagers)]
+    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(taskmanagers)]
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
     with (home.logs / "supervisor.out").open("ab") as out:
@@ -77,12 +78,6 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
             start_new_session=True,
         )
     home.write_state({"state": "starting", "ports": ports, "supervisor_pid": process.pid})
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def wait_ready(home: Home) -> dict[str, object]:
@@ -154,3 +149,24 @@ def memory_mib(home: Home) -> dict[str, float]:
             except psutil.Error:
                 continue
     return found
+
+
+def want_actuator(home: Home, domain: str, seed: int) -> None:
+    """Ask the supervisor for an actuator of `domain`."""
+    folder = home.run / "actuators"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{domain}.ready").unlink(missing_ok=True)
+    staged = folder / f"{domain}.new"
+    staged.write_text(json.dumps(["--seed", str(seed)]))
+    staged.replace(folder / f"{domain}.json")
+
+
+def wait_actuator(home: Home, domain: str) -> None:
+    deadline = time.monotonic() + START_PATIENCE_S
+    while not (home.run / "actuators" / f"{domain}.ready").exists():
+        state = home.read_state()
+        if state.get("state") == "failed" or time.monotonic() > deadline:
+            raise SetupFailed(
+                f"the actuator of {domain!r} did not start: {state.get('error') or home.logs}"
+            )
+        time.sleep(0.05)

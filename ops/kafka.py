@@ -128,3 +128,49 @@ def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"no broker at {bootstrap_servers}: {error}") from error
             time.sleep(0.1)
+
+
+# Consumer group -> the topics it reads, for lags.
+READERS = {
+    "context": ("facts", "outcomes"),
+    "propose": ("situations",),
+    "govern": ("proposals",),
+    "actuator": ("commands",),
+}
+
+
+class LagReader:
+    """How many records each reader of a domain has yet to read, by its committed offsets.
+
+    Flink commits offsets when a checkpoint completes, so a lag is at most one interval old.
+    """
+
+    def __init__(self, bootstrap_servers: str, domain: str) -> None:
+        self._domain = domain
+        self._admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+        self._reader = consumer(bootstrap_servers)
+
+    def lags(self) -> dict[str, int]:
+        found = {}
+        for reader, names in READERS.items():
+            where = partitions(self._reader, [f"{self._domain}.{name}" for name in names])
+            ends = self._reader.end_offsets(where)
+            group = f"{self._domain}-{reader}"
+            committed = self._admin.list_group_offsets(group).get(group, {})
+            found[reader] = sum(
+                max(0, end - (committed[place].offset if place in committed else 0))
+                for place, end in ends.items()
+            )
+        return found
+
+    def close(self) -> None:
+        self._admin.close()
+        self._reader.close()
+
+
+def existing_topics(bootstrap_servers: str) -> set[str]:
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        return set(admin.list_topics())
+    finally:
+        admin.close()

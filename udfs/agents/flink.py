@@ -104,13 +104,15 @@ class Propose(KeyedBroadcastProcessFunction):  # type: ignore[misc]
         key, text, topic, partition, offset = value
         state = ctx.get_broadcast_state(MODELS_STATE)
         try:
-            alias = read_alias(text)
+            alias, model = read_alias(text)
+            loaded = self._models(ctx)
+            current = loaded.get(alias.alias)
             if alias.status == "active":
-                load_model(alias)
+                loaded[alias.alias] = model
                 state.put(alias.alias, alias.model_dump_json())
-            elif (current := state.get(alias.alias)) is not None:
-                if ModelAlias.model_validate_json(current).sha256 == alias.sha256:
-                    state.remove(alias.alias)
+            elif current is not None and current.used.sha256 == alias.sha256:
+                del loaded[alias.alias]
+                state.remove(alias.alias)
         except BadInput as refused:
             yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, text)
         state.put(_READ_UP_TO, str(offset))

@@ -12,6 +12,7 @@ from typing import Any
 from contracts.errors import ModelRefused
 from contracts.model import ModelAlias
 from contracts.proposal import ModelUsed
+from udfs.native import on_plain_thread
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class LoadedModel:
 
 
 def load_model(alias: ModelAlias) -> LoadedModel:
-    """The model behind an alias event.
+    """The model behind an alias event. Safe on an operator's thread (see udfs/native.py).
 
     Raises ModelRefused when the bytes do not match their SHA-256, onnxruntime cannot load them, or
     inputs and output are not as the event says. Never unpickles anything.
     """
+    return on_plain_thread(lambda: _load(alias))
+
+
+def _load(alias: ModelAlias) -> LoadedModel:
     import numpy as np
     import onnxruntime
 

@@ -47,7 +47,7 @@ def outcome(program: rust.Program, given: dict[str, object] | rust.Context) -> E
     """Runs `program`; only a real bool counts, anything else is an error. Never raises for it."""
     try:
         value = program.execute(given)
-    except Exception as error:  # noqa: BLE001  # whatever the engine raises is a hold
+    except Exception as error:  # whatever the engine raises is a hold
         return Evaluation(None, _short(f"{type(error).__name__}: {error}"))
     except BaseException as panic:
         # A panic in Rust derives from BaseException; it must hold one proposal, not end the job.
@@ -178,7 +178,7 @@ def _common(kinds: set[str]) -> str:
 
 def _check_text(text: object) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"a key of type {type(text).__name__}")  # noqa: TRY004  # bad input
+        raise ValueError(f"a key of type {type(text).__name__}")  # bad input
     if not _is_text(text):
         limit = cel_subset.MAX_CHARACTERS
         raise ValueError(f"a string with a NUL or of more than {limit} characters")
@@ -235,7 +235,7 @@ class Condition:
 def _parse(expression: str) -> rust.Program:
     try:
         return rust.compile(expression)
-    except Exception as error:  # noqa: BLE001  # whatever the parser raises refuses
+    except Exception as error:  # whatever the parser raises refuses
         raise PolicyRefused.of([_parse_problem(str(error))]) from None
     except BaseException as panic:
         if type(panic).__module__ != "pyo3_runtime":
@@ -300,7 +300,7 @@ def _reference(expression: checker.Expression, given: dict[str, object]) -> Eval
         if result.type() == checker.Type.BOOL and isinstance(result.value(), bool):
             return Evaluation(bool(result.value()))
         return Evaluation(None, _short(str(result.value())))
-    except Exception as error:  # noqa: BLE001  # whatever the engine raises is its error
+    except Exception as error:  # whatever the engine raises is its error
         return Evaluation(None, _short(str(error)))
 
 
@@ -316,7 +316,7 @@ def check(expression: str, variables: Mapping[str, str]) -> CheckedCondition:
     environment = _environment(tuple(sorted(variables.items())))
     try:
         compiled = environment.compile(expression)
-    except Exception as error:  # noqa: BLE001  # whatever the checker raises refuses
+    except Exception as error:  # whatever the checker raises refuses
         raise PolicyRefused.of(_type_problems(str(error), variables)) from None
     tree = cel_subset.decode(compiled.serialize())
     problems, cost = cel_subset.violations(expression, tree, variables)
@@ -389,7 +389,7 @@ def _is_read_alike(literal: str) -> bool:
     try:
         here: Any = _parse(literal).execute({})
         there: Any = checker.NewEnv().compile(literal).eval().value()
-    except Exception:  # noqa: BLE001  # not read by one of them is not read alike
+    except Exception:  # not read by one of them is not read alike
         return False
     there = bytes(there) if isinstance(there, bytearray) else there
     return type(here) is type(there) and (here == there) and str(here) == str(there)

@@ -115,7 +115,7 @@ class _Scope:
         bindings = bind(values, self.variables)
         try:
             context = rust.Context(bindings.given)
-        except Exception:  # noqa: BLE001  # text it cannot take: an error for who reads it
+        except Exception:  # text it cannot take: an error for who reads it
             return lambda entry: entry.condition.evaluate(values)
         if not bindings.wrong:
             return lambda entry: outcome(entry.condition.program, context)

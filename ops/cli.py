@@ -1,0 +1,627 @@
+"""The command line: `./flyball help`. Each command is a thin front of a module in ops/."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from contracts.errors import FlyballError, SetupFailed
+
+app = typer.Typer(
+    name="flyball",
+    help="Runs autonomous agents on live event streams; none acts until a versioned policy allows it.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+)  # fmt: skip
+policy_app = typer.Typer(help="Policies as versioned events.", no_args_is_help=True)
+model_app = typer.Typer(help="Models as versioned events.", no_args_is_help=True)
+letters_app = typer.Typer(help="Bad input with its cause and position.", no_args_is_help=True)
+contracts_app = typer.Typer(help="The generated contracts.", invoke_without_command=True)
+app.add_typer(policy_app, name="policy")
+app.add_typer(model_app, name="model")
+app.add_typer(letters_app, name="dead-letters")
+app.add_typer(contracts_app, name="contracts")
+
+out = Console(width=None if sys.stdout.isatty() else 180)
+err = Console(stderr=True)
+
+Domain = Annotated[str, typer.Argument(help="machines, payments, ...: see conf/")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+
+
+def _home() -> Any:
+    from ops.home import Home
+
+    return Home.default()
+
+
+def _bootstrap() -> str:
+    """The running instance's broker, or FLYBALL_BOOTSTRAP_SERVERS for one elsewhere."""
+    import os
+
+    if given := os.environ.get("FLYBALL_BOOTSTRAP_SERVERS"):
+        return given
+    from ops import instance
+
+    home = _home()
+    if not instance.is_running(home):
+        raise SetupFailed(
+            f"nothing runs in {home.path}: start it with './flyball up DOMAIN' (or set"
+            " FLYBALL_BOOTSTRAP_SERVERS to a broker elsewhere)"
+        )
+    return str(home.read_state()["bootstrap_servers"])
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors Flyball raises on purpose become one clear line and exit code 1."""
+    try:
+        yield
+    except FlyballError as error:
+        err.print("[red]error:[/red]", end=" ")
+        err.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Register a command whose Flyball errors are told, not traced."""
+
+    def register(function: Callable[..., None]) -> None:
+        @wraps(function)
+        def wrapped(*arguments: Any, **options: Any) -> None:
+            with _told():
+                function(*arguments, **options)
+
+        group.command(name)(wrapped)
+
+    return register
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _rate(text: str | None) -> float | None:
+    if text is None or text == "max":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not rate > 0:
+        raise SetupFailed(f"--rate: expected facts a second, or 'max'; came {text!r}")
+    return rate
+
+
+# ------------------------------------------------------------------------------ the whole loop
+
+
+@command(app)
+def run(
+    domain: Domain,
+    input: Annotated[Path | None, typer.Option(help="CSV, bare JSONL or CloudEvents JSONL")] = None,
+    subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
+    rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
+    report: Annotated[Path | None, typer.Option(help="write the report here, decisions.jsonl and commands.jsonl beside it")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="leave everything running at the end")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoints and topics")] = False,
+    seed: Annotated[int, typer.Option(help="of generated inputs and simulated actuators")] = 1,
+    count: Annotated[int | None, typer.Option(help="facts of a generated input")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Start everything, play an input through the whole loop, show what happened, take it down."""
+    from jobs.settings import load_settings
+    from ops import run as runner
+
+    settings = load_settings(domain)
+    if input is not None and not input.is_file():
+        raise SetupFailed(f"--input: expected a file, came {str(input)!r}")
+    asked = runner.Asked(
+        domain=domain, input=input, subject=subject,
+        rate=settings.default_rate if rate is None else _rate(rate), report=report, is_kept=keep,
+        is_resumed=resume, seed=seed, count=count,
+    )  # fmt: skip
+    result = runner.run(asked, _home(), Console(stderr=True) if as_json else out)
+    if as_json:
+        _print_json(result)
+    if result["not_sent"]:
+        raise typer.Exit(1)
+
+
+@command(app)
+def up(domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False) -> None:
+    """Start broker and cluster (if needed), and this domain's topics, policies, jobs and actuator."""
+    from ops import instance
+    from ops import run as runner
+
+    home = _home()
+    fresh = not resume and not instance.is_running(home)
+    _, seconds = runner.bring_up(home, domain, is_fresh=fresh, console=err)
+    out.print(f"{domain} is up after {seconds['setup']:.1f} s; './flyball status' shows it")
+
+
+@command(app)
+def down() -> None:
+    """Stop everything that runs here; topics and checkpoints stay for --resume."""
+    from ops import instance
+
+    with err.status("stopping"):
+        was_running = instance.stop(_home())
+    out.print("stopped" if was_running else "nothing was running")
+
+
+@command(app)
+def status(as_json: AsJson = False) -> None:
+    """Processes, jobs, lag, last checkpoint."""
+    from ops.status import gather, show
+
+    found = gather(_home())
+    if as_json:
+        _print_json(found)
+    else:
+        show(found, out)
+    if found["state"] != "ready":
+        raise typer.Exit(1)
+
+
+@command(app)
+def emit(
+    domain: Domain,
+    file: Annotated[str, typer.Argument(help="CSV, bare JSONL or CloudEvents JSONL; - reads standard input")],
+    subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
+    rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
+    tick: Annotated[bool, typer.Option("--tick", help="end with a tick on every partition, closing windows")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Publish facts into a running domain."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from contracts.domain import load_domain
+    from jobs.settings import load_settings
+    from ops import kafka
+    from ops.player import Emitter, read_file
+    from ops.run import closing_tick_ms
+    from ops.world import load_world
+
+    settings, world = load_settings(domain), load_world(domain)
+    path = None if file == "-" else Path(file)
+    writer = kafka.producer(_bootstrap())
+    emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin")
+    items = read_file(path, world, subject=subject, max_ahead_ms=settings.max_ahead_s * 1000)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
+        task = bar.add_task("publishing")
+        done = emitter.emit(
+            items, rate=_rate(rate),
+            on_progress=lambda d: bar.update(task, description=f"published {d.facts} facts"),
+        )  # fmt: skip
+    if tick and done.last_event_ms:
+        emitter.tick(closing_tick_ms(done, settings))
+    writer.close()
+    result = {"facts": done.facts, "refused": done.refused, "not_sent": done.oversized}
+    if as_json:
+        _print_json(result)
+    else:
+        out.print(f"published {done.facts} facts, {done.refused} lines to dead letters")
+    for problem in done.oversized:
+        err.print(f"[red]not sent:[/red] {problem}")
+    if done.oversized:
+        raise typer.Exit(1)
+
+
+@command(app)
+def read(
+    domain: Domain,
+    topic: Annotated[str, typer.Argument(help="facts, situations, proposals, decisions, commands, ...")],
+    from_beginning: Annotated[bool, typer.Option("--from-beginning")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="wait for more")] = False,
+    max: Annotated[int | None, typer.Option(help="stop after so many records")] = None,
+) -> None:  # fmt: skip
+    """Print a topic as JSONL: partition, offset, key, value (committed records only).
+
+    Without --from-beginning and --follow: what is in the topic now.
+    """
+    from ops.reading import records
+
+    for line in records(
+        _bootstrap(), domain, topic, from_beginning=from_beginning or not follow, follow=follow, limit=max
+    ):
+        sys.stdout.write(line + "\n")
+        if follow:
+            sys.stdout.flush()
+
+
+@command(app)
+def trace(
+    id: Annotated[str, typer.Argument(help="an event id or a correlation id")], as_json: AsJson = False
+) -> None:
+    """The causal tree around an event: what caused it, what came of it."""
+    from contracts.domain import known_domains
+    from ops import kafka
+    from ops import trace as tracer
+
+    bootstrap = _bootstrap()
+    there = kafka.existing_topics(bootstrap)
+    for domain in known_domains():
+        if f"{domain}.facts" not in there:
+            continue
+        chain = tracer.find_chain(bootstrap, domain, id)
+        if chain:
+            roots = tracer.tree_data(chain)
+            if as_json:
+                _print_json(roots)
+            else:
+                out.print(tracer.as_tree(roots))
+            return
+    raise SetupFailed(f"no event and no chain {id!r} in any topic of this instance")
+
+
+# ---------------------------------------------------------------------------------- governance
+
+
+@command(policy_app, "check")
+def policy_check(domain: Domain, files: Annotated[list[Path] | None, typer.Argument()] = None) -> None:
+    """Check policy files (default: all of conf/DOMAIN/policies); needs no broker."""
+    from ops import policies
+
+    chosen = files or policies.policy_files(domain)
+    checked = policies.check_files(domain, chosen)
+    for policy in checked:
+        out.print(f"ok {policy.policy_id}@{policy.version} ({len(policy.examples)} examples)")
+
+
+@command(policy_app, "publish")
+def policy_publish(domain: Domain, files: Annotated[list[Path] | None, typer.Argument()] = None) -> None:
+    """Check and publish policy files; all or nothing. Takes effect without restart."""
+    from ops import policies
+
+    checked = policies.check_files(domain, files or policies.policy_files(domain))
+    for name in policies.publish(_bootstrap(), domain, checked, now_ms=_now_ms()):
+        out.print(f"published {name}")
+
+
+@command(policy_app, "list")
+def policy_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every published policy version with its status, and the switches."""
+    from ops import policies
+
+    found = policies.published(_bootstrap(), domain)
+    switches = policies.switches(_bootstrap(), domain)
+    if as_json:
+        _print_json(
+            {
+                "policies": [
+                    {"policy": name, "status": p.policy.status, "verdict": p.policy.verdict,
+                     "published_at": p.published_at, "offset": p.offset}
+                    for name, p in found.items()
+                ],
+                "switches": [s.model_dump() for s in switches],
+            }
+        )  # fmt: skip
+        return
+    table = Table(box=None)
+    for column in ("policy", "status", "verdict", "when", "published"):
+        table.add_column(column)
+    for name, entry in found.items():
+        p = entry.policy
+        table.add_row(name, p.status, p.verdict, p.when, entry.published_at)
+    out.print(table)
+    for switch in switches:
+        if switch.paused:
+            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}")
+
+
+@command(policy_app, "show")
+def policy_show(domain: Domain, name: Annotated[str, typer.Argument(metavar="ID[@VERSION]")]) -> None:
+    """One policy as JSON: the newest version, or the one named."""
+    from ops import policies
+
+    found = policies.published(_bootstrap(), domain)
+    if "@" in name:
+        chosen = found.get(name)
+    else:
+        versions = [p for p in found.values() if p.policy.policy_id == name]
+        chosen = max(versions, key=lambda p: p.policy.version, default=None)
+    if chosen is None:
+        raise SetupFailed(f"expected one of {sorted(found)}, came {name!r}")
+    _print_json(chosen.policy.model_dump(mode="json"))
+
+
+@command(policy_app, "move")
+def policy_move(
+    domain: Domain,
+    name: Annotated[str, typer.Argument(metavar="ID@VERSION")],
+    status: Annotated[str, typer.Argument(help="draft, shadow, canary, active or retired")],
+) -> None:
+    """Publish a version again with another status."""
+    from ops import policies
+
+    moved = policies.move(_bootstrap(), domain, name, status, now_ms=_now_ms())
+    out.print(f"{name} is {moved.status}")
+
+
+@command(policy_app, "eval")
+def policy_eval(
+    when: Annotated[str, typer.Option("--when", help="a CEL condition")],
+    vars: Annotated[str, typer.Option("--vars", help="its variables as a JSON object")] = "{}",
+) -> None:
+    """Evaluate one condition exactly as govern would: {"value": ...} or {"error": ...}."""
+    from contracts.envelope import parse_json
+    from udfs.policy.cel import eval_condition
+
+    try:
+        variables = parse_json(vars.encode())
+    except (FlyballError, UnicodeEncodeError) as error:
+        raise SetupFailed(f"--vars: {error}") from None
+    if not isinstance(variables, dict):
+        raise SetupFailed(f"--vars: expected a JSON object, came {type(variables).__name__}")
+    sys.stdout.write(json.dumps(eval_condition(when, variables)) + "\n")
+
+
+def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_paused: bool) -> None:
+    import getpass
+
+    from contracts.domain import load_domain
+    from contracts.policy import PolicySwitch
+    from ops import policies
+
+    known = load_domain(domain).actions
+    if action is not None and action not in known:
+        raise SetupFailed(f"--action: expected one of {sorted(known)}, came {action!r}")
+    if agent is not None:
+        from jobs.settings import load_settings
+        from udfs.agents.definition import load_agents
+
+        agents = load_agents(load_settings(domain).conf_dir / "agents.yaml", load_domain(domain))
+        names = sorted(a.agent for a in agents)
+        if agent not in names:
+            raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")
+    switch = PolicySwitch(
+        paused=is_paused, agent=agent, action=action, reason=reason, author=getpass.getuser()
+    )
+    policies.throw_switch(_bootstrap(), domain, switch, now_ms=_now_ms())
+    what = f"agent {agent or 'any'}, action {action or 'any'}"
+    out.print(f"{'paused' if is_paused else 'resumed'} {domain}: {what}")
+
+
+Agent = Annotated[str | None, typer.Option(help="only this agent")]
+Action = Annotated[str | None, typer.Option(help="only this action")]
+Why = Annotated[str, typer.Option(help="kept with the switch")]
+
+
+@command(app)
+def pause(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
+    """Make govern deny (reason: paused) from the next proposal on."""
+    _switch(domain, agent, action, reason, True)
+
+
+@command(app)
+def resume(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
+    """Take a pause back; name the same agent and action."""
+    _switch(domain, agent, action, reason, False)
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+@model_app.callback()
+def _models() -> None:
+    """Models as versioned events."""
+
+
+@command(model_app, "train")
+def model_train(domain: Domain) -> None:
+    """Train on shipped data and write the ONNX artefact and its card to conf/DOMAIN/models."""
+    from ops.models import model_folder
+    from ops.world import load_world
+
+    with err.status(f"training {domain}"):
+        told = load_world(domain).train(model_folder(domain))
+    _print_json(dict(told))
+
+
+@command(model_app, "publish")
+def model_publish(
+    domain: Domain, cards: Annotated[list[Path] | None, typer.Argument(help="model cards (.json)")] = None
+) -> None:
+    """Publish alias events for models of conf/DOMAIN/models; propose answers with them at once."""
+    from ops import models
+
+    chosen = [models.read_model(card) for card in cards] if cards else models.shipped_models(domain)
+    models.publish(_bootstrap(), domain, chosen, now_ms=_now_ms())
+    for model in chosen:
+        out.print(f"published {model.alias}/{model.version} sha256 {model.sha256}")
+
+
+@command(model_app, "list")
+def model_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every alias event, oldest first; the last of an alias answers."""
+    from ops import models
+
+    rows: list[dict[str, Any]] = []
+    for offset, event in models.published(_bootstrap(), domain):
+        data: Any = event["data"]
+        rows.append(
+            {"alias": data["alias"], "version": data["version"], "status": data["status"],
+             "sha256": data["sha256"], "published_at": event["time"], "offset": offset,
+             "trained_on": data["trained_on"]}
+        )  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None)
+    for column in ("alias", "version", "status", "sha256", "published_at"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in ("alias", "version", "status", "sha256", "published_at")))
+    out.print(table)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@command(letters_app, "list")
+def letters_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every dead letter: cause, message, topic, partition, offset."""
+    from ops.reading import dead_letters
+
+    rows = dead_letters(_bootstrap(), domain)
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None)
+    for column in ("id", "cause", "place", "bytes", "message"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row[c])[:100] for c in ("id", "cause", "place", "bytes", "message")))
+    out.print(table)
+
+
+@command(letters_app, "show")
+def letters_show(
+    domain: Domain, id: Annotated[str, typer.Argument(help="a dead letter's id or TOPIC/PARTITION/OFFSET")]
+) -> None:
+    """One dead letter with its original bytes (as text where they are text, and in base64)."""
+    from ops.reading import dead_letters
+
+    for row in dead_letters(_bootstrap(), domain, with_value=True):
+        if id in (row["id"], row["place"]):
+            _print_json(row)
+            return
+    raise SetupFailed(f"no dead letter {id!r} in {domain}.dead-letters")
+
+
+# ------------------------------------------------------------------------------------ contracts
+
+
+@contracts_app.callback()
+def contracts(
+    context: typer.Context,
+    asyncapi: Annotated[bool, typer.Option("--asyncapi", help="AsyncAPI 3 of all topics")] = False,
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="JSON Schemas of all events")] = False,
+    ddl: Annotated[bool, typer.Option("--ddl", help="Flink SQL DDL of all topics")] = False,
+) -> None:
+    """Print the generated contracts: --asyncapi, --json-schema or --ddl."""
+    if context.invoked_subcommand is not None:
+        return
+    with _told():
+        from contracts import asyncapi as asyncapi_text
+        from contracts import ddl as ddl_text
+        from contracts import json_schema as schema_text
+        from contracts.domain import known_domains
+
+        if asyncapi + json_schema + ddl != 1:
+            raise SetupFailed("expected one of --asyncapi, --json-schema, --ddl, or check-event")
+        if asyncapi:
+            _print_json(asyncapi_text.document(known_domains()))
+        elif json_schema:
+            _print_json(schema_text.document(known_domains()))
+        else:
+            import os
+
+            servers = os.environ.get("FLYBALL_BOOTSTRAP_SERVERS", "localhost:9092")
+            sys.stdout.write("\n".join(ddl_text.script(d, servers) for d in known_domains()))
+
+
+@command(contracts_app, "check-event")
+def check_event(
+    file: Annotated[str, typer.Argument(help="a file with one event, or - for standard input")],
+) -> None:
+    """Judge one event by the CloudEvents specification alone."""
+    from contracts.envelope import check_event as judge
+
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SetupFailed(f"cannot read {file!r}: {error.strerror}") from None
+    sys.stdout.write(json.dumps(judge(text)) + "\n")
+
+
+# ---------------------------------------------------------------------------- tools around them
+
+
+@command(app)
+def sql(
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="run these statements and end")] = None,
+    domain: Annotated[str | None, typer.Option(help="the current database; default: what is up")] = None,
+) -> None:
+    """The real Flink SQL client with every topic as a table and the views of sql/DOMAIN/views.sql."""
+    from ops import sql_client
+    from ops.status import running_domains
+
+    _bootstrap()
+    chosen = domain or next(iter(running_domains(_home())), None)
+    if chosen is None:
+        raise SetupFailed("no domain is up; name one with --domain")
+    raise typer.Exit(sql_client.run(_home(), chosen, file))
+
+
+@command(app)
+def new(domain: Annotated[str, typer.Argument(help="a name like 'deliveries'")]) -> None:
+    """Lay out a running skeleton of a new domain: contract, SQL, settings, policies, world."""
+    from ops.skeleton import lay_out
+
+    for path in lay_out(domain):
+        out.print(f"wrote {path}")
+    out.print(f"now: ./flyball run {domain}")
+
+
+@command(app)
+def bench(
+    only: Annotated[list[str] | None, typer.Option(help="measure only these")] = None,
+    runs: Annotated[int, typer.Option(help="runs of each measurement; medians are printed")] = 3,
+    output: Annotated[Path, typer.Option(help="JSON with every run")] = Path("benchmarks/latest.json"),
+) -> None:
+    """Measure speed and memory on this machine."""
+    from benchmarks.bench import measure
+
+    measure(only=only or [], runs=runs, output=output, console=out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(context: typer.Context) -> None:
+    """Ruff, mypy and every test; further arguments go to pytest (then only pytest runs)."""
+    from ops.home import CHECKOUT
+
+    steps = [[sys.executable, "-m", "pytest", *context.args]]
+    if not context.args:
+        steps = [
+            [sys.executable, "-m", "ruff", "check", "."],
+            [sys.executable, "-m", "mypy"],
+            *steps,
+        ]
+    for step in steps:
+        err.print(f"[dim]$ {' '.join(step[2:])}[/dim]")
+        code = subprocess.run(step, cwd=CHECKOUT, check=False).returncode
+        if code:
+            raise typer.Exit(code)
+
+
+@app.command("help")
+def show_help(context: typer.Context) -> None:
+    """This list."""
+    assert context.parent is not None
+    out.print(context.parent.get_help())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,93 @@
+"""Topics for people and programs: JSONL of a topic, dead letters decoded."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from contracts.errors import SetupFailed
+from contracts.topics import TOPICS
+from contracts.topics import topic as topic_row
+from ops import kafka
+
+
+def _json_or_text(value: bytes | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value.decode("utf-8", errors="replace")
+
+
+def records(
+    bootstrap_servers: str, domain: str, topic: str, *,
+    from_beginning: bool, follow: bool, limit: int | None,
+) -> Iterator[str]:  # fmt: skip
+    """One JSON object a record: partition, offset, key, value. Committed records only.
+
+    `follow` waits for more, for ever; otherwise it ends where the topic ended when it began.
+    """
+    short = topic.removeprefix(f"{domain}.")
+    if short not in [row.name for row in TOPICS]:
+        raise SetupFailed(f"expected a topic of {[row.name for row in TOPICS]}, came {topic!r}")
+    reader = kafka.consumer(bootstrap_servers)
+    try:
+        where = kafka.partitions(reader, [topic_row(short).of(domain)])
+        reader.assign(where)
+        (reader.seek_to_beginning if from_beginning else reader.seek_to_end)(*where)
+        ends = reader.end_offsets(where)
+        left = limit
+        while follow or any(reader.position(place) < ends[place] for place in where):
+            for record in kafka.poll(reader, timeout_ms=200):
+                if left is not None and left <= 0:
+                    return
+                yield json.dumps(
+                    {
+                        "partition": record.partition,
+                        "offset": record.offset,
+                        "key": None if record.key is None else record.key.decode(errors="replace"),
+                        "value": _json_or_text(record.value),
+                    },
+                    ensure_ascii=False,
+                )
+                left = None if left is None else left - 1
+            if left is not None and left <= 0:
+                return
+    finally:
+        reader.close()
+
+
+def dead_letters(
+    bootstrap_servers: str, domain: str, *, with_value: bool = False
+) -> list[dict[str, Any]]:
+    """Every dead letter: id, cause, message, stage, place, bytes; `with_value`: the original too."""
+    rows = []
+    for record in kafka.read_all(bootstrap_servers, [topic_row("dead-letters").of(domain)]):
+        event = _json_or_text(record.value)
+        if not isinstance(event, dict) or not isinstance(event.get("data"), dict):
+            continue
+        data = event["data"]
+        encoded = data.get("value_base64")
+        value = None if encoded is None else base64.b64decode(encoded)
+        row = {
+            "id": event.get("id"),
+            "cause": data.get("cause"),
+            "message": data.get("message"),
+            "stage": data.get("stage"),
+            "topic": data.get("topic"),
+            "partition": data.get("partition"),
+            "offset": data.get("offset"),
+            "place": f"{data.get('topic')}/{data.get('partition')}/{data.get('offset')}",
+            "bytes": None if value is None else len(value),
+        }
+        if with_value:
+            row["value"] = None if value is None else value.decode("utf-8", errors="replace")
+            row["value_base64"] = encoded
+            row["key_base64"] = data.get("key_base64")
+        rows.append(row)
+    return rows

@@ -1,0 +1,377 @@
+"""`./flyball run`: the whole loop, from empty topics to a report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from contracts.domain import load_domain
+from contracts.errors import JobFailed, SetupFailed
+from jobs.settings import ROOT, Settings, load_settings
+from ops import flink_jobs, instance, kafka, models, policies, trace
+from ops.home import Home
+from ops.player import Emitted, Emitter, Item, read_file
+from ops.watch import Seen, Watch, percentiles
+from ops.world import NewFact, World, load_world
+
+QUIET_CHECKS = 3
+QUIET_PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked for."""
+
+    domain: str
+    input: Path | None = None
+    subject: str | None = None
+    rate: float | None = None
+    report: Path | None = None
+    is_kept: bool = False
+    is_resumed: bool = False
+    seed: int = 1
+    count: int | None = None
+
+
+def bring_up(
+    home: Home, domain: str, *, is_fresh: bool, console: Console, while_pid: int | None = None,
+    seed: int = 1, options: tuple[str, ...] = (),
+) -> tuple[Settings, dict[str, float]]:  # fmt: skip
+    """Broker, cluster, topics, policies, models, jobs and actuator; returns when all of it runs.
+
+    Raises SetupFailed, JobFailed or PolicyRefused with the cause. Gives the settings in force and
+    how long each step took (seconds).
+    """
+    began = time.monotonic()
+    seconds: dict[str, float] = {}
+    settings = load_settings(domain)
+    load_domain(domain)
+    world = load_world(domain)
+    del world
+    checked = policies.check_files(domain, policies.policy_files(domain))
+    shipped = models.shipped_models(domain)
+    if not instance.is_running(home):
+        with console.status("starting the broker and the cluster"):
+            instance.start(home, fresh=is_fresh, while_pid=while_pid)
+    bootstrap = _wait_for_broker(home)
+    seconds["broker"] = time.monotonic() - began
+    kafka.create_topics(bootstrap, domain)
+    now_ms = int(time.time() * 1000)
+    known = policies.published(bootstrap, domain)
+    fresh = [p for p in checked if f"{p.policy_id}@{p.version}" not in known]
+    policies.publish(bootstrap, domain, fresh, now_ms=now_ms)
+    aliases = {str(event["subject"]) for _, event in models.published(bootstrap, domain)}
+    new_models = [m for m in shipped if f"{m.alias}/{m.version}" not in aliases]
+    models.publish(bootstrap, domain, new_models, now_ms=now_ms)
+    resume = flink_jobs.latest_checkpoints(home, domain) if not is_fresh else None
+    with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
+        submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
+        instance.wait_ready(home)
+        instance.want_actuator(home, domain, seed)
+        submission.wait()
+        flink_jobs.wait_running(home, domain)
+        instance.wait_actuator(home, domain)
+    seconds["setup"] = time.monotonic() - began
+    return settings, seconds
+
+
+def _wait_for_broker(home: Home) -> str:
+    """The broker's address as soon as it serves; the cluster may still be starting."""
+    deadline = time.monotonic() + instance.START_PATIENCE_S
+    while time.monotonic() < deadline:
+        state = home.read_state()
+        if state.get("state") in ("failed", "stopped"):
+            instance.wait_ready(home)
+        processes = state.get("processes")
+        if isinstance(processes, dict) and (processes.get("broker") or {}).get("is_ready"):
+            bootstrap = str(state["bootstrap_servers"])
+            kafka.wait_for_broker(bootstrap)
+            return bootstrap
+        time.sleep(0.05)
+    instance.wait_ready(home)
+    raise SetupFailed("the broker did not start")
+
+
+def default_input(settings: Settings) -> Path | None:
+    if not settings.default_input:
+        return None
+    return ROOT / "data" / settings.default_input
+
+
+def items(asked: Asked, settings: Settings, world: World, watch: Watch) -> Iterator[Item | None]:
+    """What to play: the file given, the data shipped with the domain, or a generated world.
+
+    Facts go through the world's own `played`, which may put later answers of the world between
+    them; refused lines pass by it in place.
+    """
+    path = asked.input or default_input(settings)
+    refused: list[Item] = []
+    if path is None:
+        count = asked.count or settings.default_count
+        facts: Iterator[NewFact | None] = world.generate(seed=asked.seed, count=count)
+    else:
+
+        def from_file() -> Iterator[NewFact | None]:
+            for item in read_file(
+                path, world, subject=asked.subject, max_ahead_ms=settings.max_ahead_s * 1000
+            ):
+                if isinstance(item, NewFact):
+                    yield item
+                else:
+                    refused.append(item)
+
+        facts = from_file()
+    for fact in world.played(facts, watch.decision_of()):
+        yield from _drain(refused)
+        yield fact
+    yield from _drain(refused)
+
+
+def _drain(refused: list[Item]) -> Iterator[Item]:
+    while refused:
+        yield refused.pop(0)
+
+
+def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
+    """Play a domain's input through the whole loop and give the report. See the README for its keys."""
+    began = time.monotonic()
+    if instance.is_running(home):
+        raise SetupFailed(
+            "an instance already runs here; './flyball down' stops it ('emit' plays facts into it)"
+        )
+    keeper = None if asked.is_kept else os.getpid()
+    try:
+        settings, seconds = bring_up(
+            home, asked.domain, is_fresh=not asked.is_resumed, console=console,
+            while_pid=keeper, seed=asked.seed,
+        )  # fmt: skip
+        report = _play(asked, home, settings, console, began, seconds["setup"])
+    except BaseException:
+        if not asked.is_kept:
+            instance.stop(home)
+        raise
+    if asked.is_kept:
+        console.print(f"kept running; './flyball status', './flyball down' (logs: {home.logs})")
+    else:
+        with console.status("taking everything down"):
+            flink_jobs.cancel(home, asked.domain)
+            flink_jobs.wait_cancelled(home, asked.domain)
+            instance.stop(home)
+    return report
+
+
+def _play(
+    asked: Asked, home: Home, settings: Settings, console: Console, began: float, setup_s: float
+) -> dict[str, Any]:
+    bootstrap = str(home.read_state()["bootstrap_servers"])
+    world = load_world(asked.domain)
+    is_committed = settings.delivery == "exactly_once"
+    watch = Watch(
+        bootstrap, asked.domain, is_committed=is_committed, from_beginning=not asked.is_resumed,
+        decision_key=world.decision_key,
+    )  # fmt: skip
+    watch.start()
+    path = asked.input or default_input(settings)
+    writer = kafka.producer(bootstrap)
+    emitter = Emitter(
+        load_domain(asked.domain), writer, file_name=path.name if path else f"seed-{asked.seed}"
+    )
+    failure: list[BaseException] = []
+
+    def play() -> None:
+        try:
+            emitter.emit(items(asked, settings, world, watch), rate=asked.rate)
+            if emitter.emitted.last_event_ms:
+                emitter.tick(closing_tick_ms(emitter.emitted, settings))
+        except BaseException as error:
+            failure.append(error)
+
+    player = threading.Thread(target=play, name="player", daemon=True)
+    player.start()
+    try:
+        _wait_until_quiet(home, asked.domain, watch, player, failure, emitter.emitted, console)
+    finally:
+        watch.stop()
+        writer.close()
+    total_s = time.monotonic() - began
+    report = build_report(asked, home, watch.seen, emitter.emitted, path, total_s, setup_s, began)
+    _show_summary(report, console)
+    chain_of = _telling_event(watch.seen)
+    if chain_of is not None:
+        console.print(trace.as_tree(trace.tree_data(trace.find_chain(bootstrap, asked.domain, chain_of))))
+    if asked.report is not None:
+        _write_report(asked.report, report, watch.seen)
+        console.print(f"report: {asked.report}")
+    for problem in emitter.emitted.oversized:
+        console.print(f"[red]not sent:[/red] {problem}")
+    return report
+
+
+def closing_tick_ms(emitted: Emitted, settings: Settings) -> int:
+    """Far enough behind the last fact that every open window closes; never ahead of wall time."""
+    wanted = emitted.last_event_ms + (settings.watermark_delay_s + settings.largest_window_s) * 1000
+    latest = int(time.time() * 1000) + settings.max_ahead_s * 1000 - 1000
+    return max(emitted.last_event_ms, min(wanted, latest))
+
+
+def _wait_until_quiet(
+    home: Home, domain: str, watch: Watch, player: threading.Thread, failure: list[BaseException],
+    emitted: Emitted, console: Console,
+) -> None:  # fmt: skip
+    """Until the input is played, every job has read all there is, and every command has its outcome."""
+    bootstrap = str(home.read_state()["bootstrap_servers"])
+    lags = kafka.LagReader(bootstrap, domain)
+    calm = 0
+    quiet_since = time.monotonic()
+    last_change = -1.0
+    next_check = 0.0
+    try:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while calm < QUIET_CHECKS:
+                live.update(_live_view(domain, watch.seen, emitted, player.is_alive()))
+                time.sleep(0.1)
+                if failure:
+                    raise failure[0]
+                if watch.error is not None:
+                    raise watch.error
+                if instance_failed := home.read_state().get("error"):
+                    raise SetupFailed(str(instance_failed))
+                if time.monotonic() < next_check:
+                    continue
+                next_check = time.monotonic() + 0.5
+                flink_jobs.check(home, domain)
+                if player.is_alive() or watch.seen.last_change_at != last_change:
+                    last_change = watch.seen.last_change_at
+                    quiet_since = time.monotonic()
+                    calm = 0
+                    continue
+                is_calm = not watch.seen.open_commands and not any(lags.lags().values())
+                calm = calm + 1 if is_calm else 0
+                if time.monotonic() - quiet_since > QUIET_PATIENCE_S:
+                    raise JobFailed(
+                        f"the loop did not come to rest: lags {lags.lags()}, commands without outcome"
+                        f" {len(watch.seen.open_commands)}. Logs: {home.logs}"
+                    )
+    finally:
+        lags.close()
+
+
+def _live_view(domain: str, seen: Seen, emitted: Emitted, is_playing: bool) -> Group:
+    counts = Table.grid(padding=(0, 2))
+    counts.add_row(
+        f"[bold]{domain}[/bold] {'playing' if is_playing else 'settling'}",
+        f"facts {emitted.facts}", f"situations {seen.situations}", f"proposals {seen.proposals}",
+        *(f"{name} {count}" for name, count in sorted(seen.verdicts.items())),
+        f"commands {seen.commands}", f"outcomes {sum(seen.outcomes.values())}",
+        f"dead letters {seen.dead_letters}",
+    )  # fmt: skip
+    latest = Table(box=None, show_header=False, padding=(0, 1))
+    for event in list(seen.latest):
+        data = event["data"]
+        latest.add_row(
+            str(event.get("time")), str(event.get("subject")), str(data.get("verdict")),
+            str(data.get("action")), str(data.get("reason")), str(data.get("explanation"))[:80],
+        )  # fmt: skip
+    return Group(counts, latest)
+
+
+def _telling_event(seen: Seen) -> str | None:
+    """The id of the command whose chain says most: one that went round the loop, otherwise the last."""
+    best: tuple[int, str] | None = None
+    for line in seen.command_lines:
+        event = orjson.loads(line)
+        if best is None or int(event.get("hops") or 0) >= best[0]:
+            best = (int(event.get("hops") or 0), str(event["id"]))
+    return best[1] if best else None
+
+
+def build_report(
+    asked: Asked, home: Home, seen: Seen, emitted: Emitted, path: Path | None,
+    total_s: float, setup_s: float, began: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The report's JSON; every number comes from the topics and from Flink's REST API."""
+    busy_ms = (seen.last_decision_ms or 0) - (seen.first_fact_ms or 0)
+    return {
+        "domain": asked.domain,
+        "input": str(path) if path else f"generated, seed {asked.seed}",
+        "facts": seen.facts,
+        "duplicates": seen.duplicates,
+        "dead_letters": seen.dead_letters,
+        "dead_letter_causes": dict(sorted(seen.causes.items())),
+        "situations": seen.situations,
+        "proposals": seen.proposals,
+        "decisions": {
+            **{verdict: seen.verdicts.get(verdict, 0) for verdict in ("allow", "deny", "hold")},
+            "by_reason": dict(sorted(seen.reasons.items())),
+        },
+        "commands": seen.commands,
+        "commands_by_action": dict(sorted(seen.actions.items())),
+        "outcomes": {status: seen.outcomes.get(status, 0) for status in ("succeeded", "failed")},
+        "latency_ms": {
+            "fact_to_decision": percentiles(seen.decision_ms),
+            "fact_to_command": percentiles(seen.command_ms),
+        },
+        "throughput_facts_per_s": round(seen.facts / (busy_ms / 1000), 1) if busy_ms > 0 else None,
+        "jobs": [
+            {
+                "name": job.name,
+                "state": job.state,
+                "checkpoints_completed": job.checkpoints_completed,
+                "restarts": flink_jobs.restarts(home, job.job_id),
+            }
+            for job in flink_jobs.states(home, asked.domain)
+        ],
+        "seconds": {
+            "setup": round(setup_s, 2),
+            "first_decision": round(seen.first_decision_at - began, 2) if seen.first_decision_at else None,
+            "total": round(total_s, 2),
+        },
+        "memory_mib": {name: round(value) for name, value in instance.memory_mib(home).items()},
+        "not_sent": emitted.oversized,
+    }
+
+
+def _show_summary(report: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{report['domain']}: {report['input']}", box=None, title_justify="left")
+    table.add_column("what", style="cyan")
+    table.add_column("how many", justify="right")
+    table.add_column("", style="dim")
+    decisions = report["decisions"]
+    reasons = ", ".join(f"{name} {count}" for name, count in decisions["by_reason"].items())
+    actions = ", ".join(f"{name} {count}" for name, count in report["commands_by_action"].items())
+    causes = ", ".join(f"{name} {count}" for name, count in report["dead_letter_causes"].items())
+    table.add_row("facts", str(report["facts"]), f"{report['duplicates']} repeated")
+    table.add_row("situations", str(report["situations"]), "")
+    table.add_row("proposals", str(report["proposals"]), "")
+    table.add_row("decisions", str(sum(decisions[v] for v in ("allow", "deny", "hold"))), reasons)
+    table.add_row("commands", str(report["commands"]), actions)
+    outcomes = report["outcomes"]
+    table.add_row("outcomes", str(sum(outcomes.values())), f"{outcomes['failed']} failed")
+    table.add_row("dead letters", str(report["dead_letters"]), causes)
+    for name, values in report["latency_ms"].items():
+        told = ", ".join(f"{p} {v:.0f} ms" for p, v in values.items() if v is not None)
+        table.add_row(name.replace("_", " "), "", told or "nothing to measure")
+    seconds = report["seconds"]
+    table.add_row("seconds", f"{seconds['total']:.1f}", f"first decision after {seconds['first_decision']}")
+    console.print(table)
+
+
+def _write_report(path: Path, report: dict[str, Any], seen: Seen) -> None:
+    """The report, and beside it decisions.jsonl and commands.jsonl as read from their topics."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
+    for name, lines in (("decisions", seen.decision_lines), ("commands", seen.command_lines)):
+        (path.parent / f"{name}.jsonl").write_bytes(
+            b"".join(itertools.chain.from_iterable((line, b"\n") for line in lines))
+        )

@@ -1,0 +1,119 @@
+"""The real Flink SQL client, with every topic as a table and the views of each domain already there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from contracts import ddl
+from contracts.domain import known_domains, load_domain
+from contracts.errors import SetupFailed
+from ops import cluster, instance
+from ops.home import CHECKOUT, Home
+from ops.setup import java_home
+
+# Small and quick to start: it parses and plans; the cluster does the work.
+_JVM = "-Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+# Batch: a query over a topic ends, and shows each row once, not every change of an aggregate.
+_SETTINGS = """\
+SET 'sql-client.execution.result-mode' = 'tableau';
+SET 'execution.runtime-mode' = 'batch';
+SET 'table.display.max-column-width' = '120';
+"""
+# The init script's last statement, looked for in the client's log.
+_INIT_DONE = "SET 'flyball.init' = 'done'"
+
+
+def init_script(domain: str, bootstrap_servers: str) -> str:
+    """What the client runs first: each domain's tables and views in a database of its own.
+
+    `domain` is the current database. Raises SetupFailed when there is no such domain.
+    """
+    load_domain(domain)
+    parts = []
+    for name in known_domains():
+        parts.append(ddl.script(name, bootstrap_servers))
+        views = CHECKOUT / "sql" / name / "views.sql"
+        if views.exists():
+            parts.append(views.read_text(encoding="utf-8"))
+    return "\n".join([*parts, f"USE `{domain}`;", _SETTINGS + _INIT_DONE + ";\n"])
+
+
+def _prepare(home: Home, domain: str, bootstrap_servers: str) -> Path:
+    """A folder for one client: configuration, init script, and later its log.
+
+    The client starts a gateway in its own process; given the cluster's `rest.bind-port` it would
+    take the JobManager's port, so it gets the configuration without that line.
+    """
+    script = init_script(domain, bootstrap_servers)
+    folder = cluster.folder(home) / f"sql-client-{os.getpid()}"
+    shutil.rmtree(folder.with_name("x"), ignore_errors=True)
+    shutil.copytree(cluster.conf_dir(home), folder)
+    settings = YAML(typ="safe").load((folder / "config.yaml").read_text())
+    settings["rest"].pop("bind-port", None)
+    with (folder / "config.yaml").open("w") as file:
+        YAML().dump(settings, file)
+    (folder / "init.sql").write_text(script, encoding="utf-8")
+    return folder
+
+
+def _is_initialised(folder: Path) -> bool:
+    """Whether the init script ran to its end: the client says so in its log only, and exits with 0."""
+    logs = (path.read_text(errors="replace") for path in folder.glob("*.log"))
+    return any(True for log in logs)
+
+
+def run(home: Home, domain: str, file: Path | None) -> int:
+    """Run `file`, or talk to the person at the terminal; the client's exit code.
+
+    Not 0 when a statement of the file fails (the rest of it is not run). Raises SetupFailed when
+    nothing runs in `home`, when there is no such file or domain, and when the tables and views could
+    not be made (a mistake in some sql/<domain>/views.sql), with what the client logged about it.
+    """
+    if file is not None and not file.is_file():
+        raise SetupFailed(f"expected a file of SQL statements, found none at {str(file)!r}")
+    state = home.read_state()
+    if not instance.is_running(home) or state.get("state") != "ready":
+        raise SetupFailed(
+            f"nothing runs in {home.path}; './flyball up {domain}' starts it (or 'run {domain} --keep')"
+        )
+    folder = _prepare(home, domain, str(state["bootstrap_servers"]))
+    command = [
+        str(cluster.FLINK / "bin" / "sql-client.sh"),
+        "-i", str(folder / "init.sql"),
+        "-hist", str(home.path / "sql-history"),
+    ]  # fmt: skip
+    if file is not None:
+        command += ["-f", str(file.resolve())]
+    environment = {
+        **os.environ,
+        **cluster.environment(home, java_home()),
+        "FLINK_CONF_DIR": str(folder),
+        "FLINK_LOG_DIR": str(folder),
+        "JVM_ARGS": _JVM,
+    }
+    # Ctrl-C belongs to the client (it stops a query); a handler, unlike SIG_IGN, is not inherited.
+    former = signal.signal(signal.SIGINT, lambda _signum, _frame: None)
+    try:
+        code = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL if file is not None else None,
+            check=False,
+        ).returncode
+        if not _is_initialised(folder):
+            log = "".join(path.read_text(errors="replace") for path in folder.glob("*.log"))
+            about = log[log.rfind("[ERROR]") :] if "[ERROR]" in log else log
+            raise SetupFailed(
+                f"the tables and views of {', '.join(known_domains())} could not be made"
+                f" (exit code {code}): {about[:2000]}"
+            )
+        return code
+    finally:
+        signal.signal(signal.SIGINT, former)
+        shutil.rmtree(folder.with_name("x"), ignore_errors=True)

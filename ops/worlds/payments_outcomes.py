@@ -1,0 +1,114 @@
+"""What the world says of a payment days later: charged back, confirmed genuine, or nothing.
+
+| truth | decision | what comes | share | days after the payment |
+|---|---|---|---|---|
+| fraud | blocked | nothing | | |
+| fraud | any other | `payment.charged_back` | all | 2 to 7 |
+| genuine | reviewed | `payment.confirmed_genuine` | all | 1 to 2 |
+| genuine | blocked | `payment.confirmed_genuine` | 70 % | 1 to 4 |
+| genuine | allowed | `payment.confirmed_genuine` | 5 % | 3 to 10 |
+
+Delays are uniform and, like the shares, drawn from a hash of the transaction id: they depend on
+nothing else that was played.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+
+from contracts.payments import ChargedBack, ConfirmedGenuine
+from ops.world import DecisionOf, NewFact
+from ops.worlds.payments_generator import DAY_MS, LabelledPayment
+
+CHARGEBACK_DAYS = (2.0, 7.0)
+REVIEWED_DAYS = (1.0, 2.0)
+BLOCKED_DAYS = (1.0, 4.0)
+ALLOWED_DAYS = (3.0, 10.0)
+BLOCKED_SHARE = 0.7
+ALLOWED_SHARE = 0.05
+SHORTEST_MS = DAY_MS  # no outcome comes sooner, so no decision is asked for sooner
+# Decisions are asked for in batches of half a day, so that the emitter is not flushed each time.
+BATCH_MS = DAY_MS // 2
+# After so many payments in a row that nobody decided, the world stops waiting: the loop is silent.
+PATIENCE = 3
+
+
+def with_late_outcomes(
+    facts: Iterable[NewFact | None], decision_of: DecisionOf
+) -> Iterator[NewFact | None]:
+    """The facts with late outcomes in between, in order of event time.
+
+    `decision_of(transaction_id)` is asked once a labelled payment, half a day of event time after it
+    or later, and None is given before (it may wait for the loop). At the end the outcomes still due
+    follow. Of several payments with one transaction id the first counts.
+    """
+    undecided: list[tuple[int, int, LabelledPayment]] = []  # heap: when its outcome may come at the soonest
+    due: list[tuple[int, int, NewFact]] = []  # heap: outcomes by event time
+    order = itertools.count()
+    known: set[str] = set()
+    silent = 0
+
+    def advance(until_ms: float) -> Iterator[NewFact | None]:
+        nonlocal silent
+        while True:
+            if undecided and undecided[0][0] <= min(until_ms, due[0][0] if due else until_ms):
+                yield None
+                batch_ms = undecided[0][0] + BATCH_MS
+                while undecided and undecided[0][0] <= batch_ms:
+                    payment = heapq.heappop(undecided)[2]
+                    decided = None
+                    if silent < PATIENCE:
+                        decided = decision_of(str(payment.data["transaction_id"]))
+                        silent = silent + 1 if decided is None else 0
+                    outcome = late_outcome(payment, decided)
+                    if outcome is not None:
+                        heapq.heappush(due, (outcome.event_ms, next(order), outcome))
+            elif due and due[0][0] <= until_ms:
+                yield heapq.heappop(due)[2]
+            else:
+                return
+
+    for fact in facts:
+        if fact is not None:
+            yield from advance(fact.event_ms)
+        yield fact
+        if isinstance(fact, LabelledPayment) and fact.is_fraud is not None:
+            transaction_id = str(fact.data["transaction_id"])
+            if transaction_id not in known:
+                known.add(transaction_id)
+                heapq.heappush(undecided, (fact.event_ms + SHORTEST_MS, next(order), fact))
+    yield from advance(float("inf"))
+
+
+def late_outcome(payment: LabelledPayment, decided: tuple[str, str] | None) -> NewFact | None:
+    """The outcome of one payment, given verdict and action of its decision (None: never decided)."""
+    action = decided[1] if decided is not None and decided[0] == "allow" else "allow_payment"
+    luck, wait = _draws(str(payment.data["transaction_id"]))
+    kind = ConfirmedGenuine.event_type
+    match action:
+        case "block_payment" if payment.is_fraud:
+            return None
+        case _ if payment.is_fraud:
+            kind, share, days = ChargedBack.event_type, 1.0, CHARGEBACK_DAYS
+        case "review_payment":
+            share, days = 1.0, REVIEWED_DAYS
+        case "block_payment":
+            share, days = BLOCKED_SHARE, BLOCKED_DAYS
+        case _:
+            share, days = ALLOWED_SHARE, ALLOWED_DAYS
+    if luck >= share:
+        return None
+    event_ms = payment.event_ms + int((days[0] + wait * (days[1] - days[0])) * DAY_MS)
+    repeated = ("transaction_id", "terminal_id", "amount_minor", "currency")
+    data = {name: payment.data[name] for name in repeated if name in payment.data}
+    data["payment_ms"] = payment.event_ms
+    return NewFact(kind, payment.subject, event_ms, data, str(data["transaction_id"]))
+
+
+def _draws(transaction_id: str) -> tuple[float, float]:
+    """Two numbers in [0, 1) that depend on the transaction alone."""
+    digest = hashlib.sha256(transaction_id.encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48, int.from_bytes(digest[6:12]) / 2**48
