@@ -85,11 +85,14 @@ def _unpacked(name: str, annotation: object) -> str:
 
 
 def _scalar_type(annotation: object) -> str | None:
+    """Its SQL type, or None for an object, an array or a mixture."""
     members = [member for member in typing.get_args(annotation) if member is not type(None)]
     if typing.get_origin(annotation) is not typing.Annotated and len(members) == 1:
         annotation = members[0] if not isinstance(members[0], str) else str  # X | None, Literal["x"]
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return "STRING"
+    if typing.get_origin(annotation) in (dict, list, tuple):
+        return None
     try:
         return sql_type(annotation)
     except (TypeError, ValueError):

@@ -23,6 +23,8 @@ from contracts.rfc_syntax import is_absolute_uri, is_base64, is_media_type, is_u
 
 SPEC_VERSION: Final = "1.0"
 JSON_TYPE: Final = "application/json"
+# More than any loop guard lets pass; what is larger is no count but nonsense.
+MAX_HOPS: Final = 1_000_000
 STANDARD: Final = (
     "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema",
 )  # fmt: skip

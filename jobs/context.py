@@ -31,6 +31,7 @@ from contracts.domain import DomainContract, columns, load_domain, short_name
 from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
+from contracts.late_fact import LateFact
 from jobs.environment import finish, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
@@ -96,7 +97,7 @@ def build(
     )
     for kind, situation in contract.situations.items():
         statements.add_insert_sql(_insert_situation(settings.domain, kind, situation))
-    statements.add_insert_sql(_insert_late_facts())
+    statements.add_insert_sql(_insert_late_facts(settings.domain))
     return statements
 
 
@@ -147,30 +148,48 @@ _EPOCH_MS = (
 )
 
 
+def _instant(event_ms: str) -> str:
+    """SQL for event time as the envelope writes it."""
+    return f"DATE_FORMAT(TO_TIMESTAMP_LTZ({event_ms}, 3), 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''')"
+
+
+def _derived_id(cause_id: str, kind: str) -> str:
+    """SQL for contracts.envelope.derive_id(cause, "context", kind)."""
+    return f"SUBSTRING(SHA256(CONCAT_WS('|', {cause_id}, '{NAME}', '{kind}', '0')), 1, 32)"
+
+
 def _insert_situation(domain: str, kind: str, situation: type[SituationData]) -> str:
     """One INSERT per situation type: the envelope around the columns of its view."""
     view = kind.split(".", 1)[1]
-    instant = "DATE_FORMAT(TO_TIMESTAMP_LTZ(event_ms, 3), 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''')"
+    instant = _instant("event_ms")
     data = ", ".join(
         instant if name == "event_time" else f"`{name}`" for name in columns(situation)
     )
     return (
         f"INSERT INTO {short_name(kind)}_sink SELECT '1.0',"
-        f" SUBSTRING(SHA256(CONCAT_WS('|', cause_id, '{NAME}', '{kind}', '0')), 1, 32),"
+        f" {_derived_id('cause_id', kind)},"
         f" '/flyball/{domain}/{NAME}', '{kind}', subject, {instant}, 'application/json',"
         f" '{schema_urn(domain, kind, situation.schema_version)}', correlation_id, cause_id,"
         f" CAST(NULL AS STRING), hops, ROW({data}) FROM {view}"
     )
 
 
-def _insert_late_facts() -> str:
+def _insert_late_facts(domain: str) -> str:
     """Facts behind the watermark: event-time windows drop them in silence, so they are kept here."""
+    kind, instant = LateFact.event_type, _instant("event_ms")
     return (
         "INSERT INTO late_facts_sink SELECT subject, JSON_OBJECT("
-        "KEY 'fact_id' VALUE fact_id, KEY 'type' VALUE fact_type, KEY 'subject' VALUE subject,"
-        " KEY 'event_ms' VALUE event_ms, KEY 'topic' VALUE log_topic, KEY 'partition' VALUE log_partition,"
-        " KEY 'offset' VALUE log_offset,"
-        " KEY 'watermark' VALUE CAST(CURRENT_WATERMARK(row_time) AS STRING))"
+        "KEY 'specversion' VALUE '1.0',"
+        f" KEY 'id' VALUE {_derived_id('fact_id', kind)},"
+        f" KEY 'source' VALUE '/flyball/{domain}/{NAME}', KEY 'type' VALUE '{kind}',"
+        f" KEY 'subject' VALUE subject, KEY 'time' VALUE {instant},"
+        " KEY 'datacontenttype' VALUE 'application/json',"
+        f" KEY 'dataschema' VALUE '{schema_urn(domain, kind, LateFact.schema_version)}',"
+        " KEY 'correlationid' VALUE correlation_id, KEY 'causationid' VALUE fact_id, KEY 'hops' VALUE hops,"
+        " KEY 'data' VALUE JSON_OBJECT("
+        f"KEY 'event_time' VALUE {instant}, KEY 'fact_id' VALUE fact_id, KEY 'fact_type' VALUE fact_type,"
+        " KEY 'topic' VALUE log_topic, KEY 'partition' VALUE log_partition, KEY 'offset' VALUE log_offset,"
+        " KEY 'watermark' VALUE CAST(CURRENT_WATERMARK(row_time) AS STRING)))"
         f" FROM facts WHERE row_time <= CURRENT_WATERMARK(row_time) AND fact_type <> '{ClockTicked.event_type}'"
     )
 

@@ -56,7 +56,7 @@ def build(
     proposals = (
         situations.key_by(lambda record: record[0], key_type=Types.PICKLED_BYTE_ARRAY())
         .connect(models)
-        .process(Propose(settings.domain, str(settings.conf_dir), models_until), RECORD)
+        .process(Propose(settings.domain, str(settings.agents_file), models_until), RECORD)
         .name("propose: agents answer situations")
         .uid("propose-agents")
     )

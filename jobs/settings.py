@@ -35,12 +35,17 @@ class Settings(BaseModel):
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
     )
+    agents: str = Field(default="", description="agents file; default conf/<domain>/agents.yaml")
     largest_window_s: int = Field(
         default=3600, ge=0, description="event time; a played input ends with a tick this far on"
     )
     default_input: str = Field(default="", description="file below data/, or empty: generated")
     default_count: int = Field(default=20_000, ge=1, description="facts of a generated input")
     default_rate: float | None = Field(default=None, gt=0, description="facts/s; none: unlimited")
+
+    @property
+    def agents_file(self) -> Path:
+        return Path(self.agents) if self.agents else self.conf_dir / "agents.yaml"
 
     @property
     def sql_dir(self) -> Path:

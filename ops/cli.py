@@ -391,7 +391,7 @@ def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_
         from jobs.settings import load_settings
         from udfs.agents.definition import load_agents
 
-        agents = load_agents(load_settings(domain).conf_dir / "agents.yaml", load_domain(domain))
+        agents = load_agents(load_settings(domain).agents_file, load_domain(domain))
         names = sorted(a.agent for a in agents)
         if agent not in names:
             raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")

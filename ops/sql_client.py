@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -23,10 +25,14 @@ _JVM = "-Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 _SETTINGS = """\
 SET 'sql-client.execution.result-mode' = 'tableau';
 SET 'execution.runtime-mode' = 'batch';
-SET 'table.display.max-column-width' = '120';
+SET 'table.display.max-column-width' = '60';
 """
-# The init script's last statement, looked for in the client's log.
-_INIT_DONE = "SET 'flyball.init' = 'done'"
+# The client exits with 0 whatever happens: an error shows in its output (`-f`) or, for the init
+# script, in its log. Its own words are red; SQL or a result that says the same is not.
+_ERROR = "\x1b[31;1m[ERROR] Could not execute"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Said once per start, of no use to anybody.
+_NOISE = re.compile(r"Successfully initialized from sql script|Command history file path")
 
 
 def init_script(domain: str, bootstrap_servers: str) -> str:
@@ -41,7 +47,7 @@ def init_script(domain: str, bootstrap_servers: str) -> str:
         views = CHECKOUT / "sql" / name / "views.sql"
         if views.exists():
             parts.append(views.read_text(encoding="utf-8"))
-    return "\n".join([*parts, f"USE `{domain}`;", _SETTINGS + _INIT_DONE + ";\n"])
+    return "\n".join([*parts, f"USE `{domain}`;", _SETTINGS])
 
 
 def _prepare(home: Home, domain: str, bootstrap_servers: str) -> Path:
@@ -52,7 +58,7 @@ def _prepare(home: Home, domain: str, bootstrap_servers: str) -> Path:
     """
     script = init_script(domain, bootstrap_servers)
     folder = cluster.folder(home) / f"sql-client-{os.getpid()}"
-    shutil.rmtree(folder.with_name("x"), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(cluster.conf_dir(home), folder)
     settings = YAML(typ="safe").load((folder / "config.yaml").read_text())
     settings["rest"].pop("bind-port", None)
@@ -62,14 +68,40 @@ def _prepare(home: Home, domain: str, bootstrap_servers: str) -> Path:
     return folder
 
 
-def _is_initialised(folder: Path) -> bool:
-    """Whether the init script ran to its end: the client says so in its log only, and exits with 0."""
-    logs = (path.read_text(errors="replace") for path in folder.glob("*.log"))
-    return any(True for log in logs)
+def _init_error(folder: Path) -> str | None:
+    """What the client logged about an init script that failed; None when it ran to its end."""
+    for path in folder.glob("*.log"):
+        log = path.read_text(errors="replace")
+        if _ERROR in log:
+            return _COLOUR.sub("", log[log.index(_ERROR) :].split("\n\n", 1)[0])[:2000]
+    return None
+
+
+def _run_file(command: list[str], environment: dict[str, str]) -> int:
+    """Pass the client's output on (colours only to a terminal); 1 when a statement failed."""
+    is_terminal = sys.stdout.isatty()
+    has_failed = False
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as client:
+        assert client.stdout is not None  # PIPE
+        for line in client.stdout:
+            plain = _COLOUR.sub("", line)
+            has_failed = has_failed or _ERROR in line
+            if not _NOISE.match(plain):
+                sys.stdout.write(line if is_terminal else plain)
+                sys.stdout.flush()
+    return client.returncode or int(has_failed)
 
 
 def run(home: Home, domain: str, file: Path | None) -> int:
-    """Run `file`, or talk to the person at the terminal; the client's exit code.
+    """Run `file`, or talk to the person at the terminal; the exit code.
 
     Not 0 when a statement of the file fails (the rest of it is not run). Raises SetupFailed when
     nothing runs in `home`, when there is no such file or domain, and when the tables and views could
@@ -77,6 +109,7 @@ def run(home: Home, domain: str, file: Path | None) -> int:
     """
     if file is not None and not file.is_file():
         raise SetupFailed(f"expected a file of SQL statements, found none at {str(file)!r}")
+    load_domain(domain)
     state = home.read_state()
     if not instance.is_running(home) or state.get("state") != "ready":
         raise SetupFailed(
@@ -88,32 +121,23 @@ def run(home: Home, domain: str, file: Path | None) -> int:
         "-i", str(folder / "init.sql"),
         "-hist", str(home.path / "sql-history"),
     ]  # fmt: skip
-    if file is not None:
-        command += ["-f", str(file.resolve())]
     environment = {
         **os.environ,
         **cluster.environment(home, java_home()),
         "FLINK_CONF_DIR": str(folder),
         "FLINK_LOG_DIR": str(folder),
-        "JVM_ARGS": _JVM,
+        "JVM_ARGS": _JVM if file is None else f"{_JVM} -Dorg.jline.terminal.dumb=true",
     }
     # Ctrl-C belongs to the client (it stops a query); a handler, unlike SIG_IGN, is not inherited.
     former = signal.signal(signal.SIGINT, lambda _signum, _frame: None)
     try:
-        code = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL if file is not None else None,
-            check=False,
-        ).returncode
-        if not _is_initialised(folder):
-            log = "".join(path.read_text(errors="replace") for path in folder.glob("*.log"))
-            about = log[log.rfind("[ERROR]") :] if "[ERROR]" in log else log
-            raise SetupFailed(
-                f"the tables and views of {', '.join(known_domains())} could not be made"
-                f" (exit code {code}): {about[:2000]}"
-            )
+        if file is not None:
+            code = _run_file([*command, "-f", str(file.resolve())], environment)
+        else:
+            code = subprocess.run(command, env=environment, check=False).returncode
+        if error := _init_error(folder):
+            raise SetupFailed(f"tables and views (sql/<domain>/views.sql) could not be made: {error}")
         return code
     finally:
         signal.signal(signal.SIGINT, former)
-        shutil.rmtree(folder.with_name("x"), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ import base64
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -19,6 +19,7 @@ from contracts.data import FactData
 from contracts.dead_letter import Cause, DeadLetter
 from contracts.domain import DomainContract, columns
 from contracts.envelope import (
+    MAX_HOPS,
     check_cloud_event,
     derive_id,
     format_time_ms,
@@ -30,6 +31,10 @@ from contracts.errors import BadInput
 from contracts.rfc_syntax import is_uri_reference
 from contracts.topics import MAX_FACT_BYTES
 
+# What of a record a dead letter keeps: with base64 around it, it still fits MAX_RECORD_BYTES. Only a
+# record over MAX_FACT_BYTES is ever cut, and only where its producer compressed it past the broker.
+MAX_KEPT_BYTES = 2_900_000
+MAX_KEPT_KEY_BYTES = 65_536
 EARLIEST_MS = parse_time_ms("1970-01-01T00:00:00Z")
 _SPACED_KEY = re.compile(rb'"\s+:')
 # What CloudEvents allows in a string: no control characters, no Unicode non-characters.
@@ -59,26 +64,26 @@ class Fact:
 def _event_model(contract: DomainContract, fact: type[FactData]) -> type[BaseModel]:
     """The whole event of one fact type as one strict model, so one pass over the bytes validates it."""
     plain = Annotated[str, Field(min_length=1, max_length=256, pattern=_PLAIN)]
-    return create_model(
-        f"{fact.__name__}Event",
-        __config__=ConfigDict(
-            frozen=True, extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True
-        ),
-        specversion=(Literal["1.0"], ...),
-        id=(plain, ...),
-        source=(Annotated[str, Field(min_length=1, max_length=1024)], ...),
-        type=(Literal[fact.event_type], ...),
-        subject=(plain, ...),
-        time=(str, ...),
-        datacontenttype=(Literal["application/json"] | None, None),
-        dataschema=(Literal[schema_urn(contract.name, fact.event_type, fact.schema_version)] | None, None),
-        correlationid=(plain | None, None),
-        causationid=(plain | None, None),
-        traceparent=(plain | None, None),
-        expirytime=(plain | None, None),
-        hops=(Annotated[int, Field(ge=0, le=1_000_000)] | None, None),
-        data=(fact, ...),
+    fields: dict[str, Any] = {
+        "specversion": (Literal["1.0"], ...),
+        "id": (plain, ...),
+        "source": (Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[!-~]+$")], ...),
+        "type": (Literal[fact.event_type], ...),
+        "subject": (plain, ...),
+        "time": (str, ...),
+        "datacontenttype": (Literal["application/json"], "application/json"),
+        "dataschema": (Literal[schema_urn(contract.name, fact.event_type, fact.schema_version)] | None, None),
+        "correlationid": (plain | None, None),
+        "causationid": (plain | None, None),
+        "traceparent": (plain | None, None),
+        "expirytime": (plain | None, None),
+        "hops": (Annotated[int, Field(ge=0, le=MAX_HOPS)], 0),
+        "data": (fact, ...),
+    }
+    config = ConfigDict(
+        frozen=True, extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+    return create_model(f"{fact.__name__}Event", __config__=config, **fields)
 
 
 class FactReader:
@@ -88,11 +93,9 @@ class FactReader:
         self._contract = contract
         self._max_ahead_ms = max_ahead_ms
         models = tuple(_event_model(contract, fact) for fact in contract.facts.values())
-        union: Any = models[0]
-        for model in models[1:]:
-            union = union | model
+        union: Any = Union[models]  # noqa: UP007  # made at run time from the contract
         self._adapter: TypeAdapter[Any] = TypeAdapter(
-            Annotated[union, Field(discriminator="type")] if len(models) > 1 else union
+            Annotated[union, Field(discriminator="type")]
         )
 
     def read(self, key: bytes | None, value: bytes | None, now_ms: int) -> Fact:
@@ -251,6 +254,9 @@ def dead_letter(
 ) -> tuple[str, bytes]:
     """Key and value of the dead letter for one record. The id is derived from the record's place."""
     place = f"{topic}/{partition}/{offset}"
+    for name, raw, limit in (("key", key, MAX_KEPT_KEY_BYTES), ("value", value, MAX_KEPT_BYTES)):
+        if raw is not None and len(raw) > limit:
+            message = f"(the first {limit} of {len(raw)} bytes of the {name} are kept) {message}"
     letter = DeadLetter(
         cause=Cause(cause),
         message=message[:2000],
@@ -258,8 +264,8 @@ def dead_letter(
         topic=topic,
         partition=partition,
         offset=offset,
-        key_base64=None if key is None else base64.b64encode(key).decode(),
-        value_base64=None if value is None else base64.b64encode(value).decode(),
+        key_base64=None if key is None else base64.b64encode(key[:MAX_KEPT_KEY_BYTES]).decode(),
+        value_base64=None if value is None else base64.b64encode(value[:MAX_KEPT_BYTES]).decode(),
     )
     event = write_event(
         event_id=derive_id(place, stage, "dead-letter"),

@@ -59,6 +59,7 @@ FROM (
         COUNT(*) OVER (PARTITION BY subject) AS readings,
         ROW_NUMBER() OVER (PARTITION BY subject ORDER BY log_offset DESC) AS age_rank
     FROM machine_temperature_measured
+    WHERE subject IS NOT NULL AND temperature IS NOT NULL
 )
 WHERE age_rank = 1;
 

@@ -9,7 +9,7 @@ import orjson
 
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract, columns
-from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
+from contracts.envelope import MAX_HOPS, derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput, ModelRefused
 from contracts.proposal import Proposal
 from udfs.agents.definition import FEATURE, ModelAgent, RuleAgent, Suggestion, fill
@@ -73,9 +73,18 @@ class Agents:
             if unknown := set(data) - set(model.model_fields):
                 raise BadInput(Cause.DATA_INVALID, f"unknown fields {sorted(unknown)[:8]}")
             parse_time_ms(data["event_time"])
+            situation_id, subject, hops = event["id"], event["subject"], event["hops"]
+            if not isinstance(situation_id, str) or not isinstance(subject, str):
+                raise TypeError("id and subject must be strings")
+            if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
+                raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
+            if key != subject.encode():
+                raise BadInput(
+                    Cause.KEY_MISMATCH, f"expected the key to be the subject {subject[:64]!r}"
+                )
             return Situation(
-                event["id"], event["type"], event["subject"], data["event_time"],
-                event.get("correlationid") or event["id"], int(event["hops"]),
+                situation_id, event["type"], subject, data["event_time"],
+                event.get("correlationid") or situation_id, hops,
                 event.get("traceparent"), event.get("expirytime"), features,
             )  # fmt: skip
         except orjson.JSONDecodeError as error:

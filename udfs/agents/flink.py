@@ -31,7 +31,7 @@ MODELS_STATE = MapStateDescriptor("models", Types.STRING(), Types.STRING())
 _READ_UP_TO = "\x00offset"
 
 
-class Propose(KeyedBroadcastProcessFunction):  # type: ignore[misc]
+class Propose(KeyedBroadcastProcessFunction):
     """Situations (key, value, topic, partition, offset) with model events as broadcast state.
 
     State per key: the situations that wait until the models known at start (`models_until`, the end
@@ -41,16 +41,16 @@ class Propose(KeyedBroadcastProcessFunction):  # type: ignore[misc]
     and the one before stays.
     """
 
-    def __init__(self, domain: str, conf_dir: str, models_until: int) -> None:
+    def __init__(self, domain: str, agents_file: str, models_until: int) -> None:
         self._domain = domain
-        self._conf_dir = conf_dir
+        self._agents_file = agents_file
         self._models_until = models_until
 
     def open(self, runtime_context: RuntimeContext) -> None:
         from pathlib import Path
 
         contract = load_domain(self._domain)
-        self._agents = Agents(contract, load_agents(Path(self._conf_dir) / "agents.yaml", contract))
+        self._agents = Agents(contract, load_agents(Path(self._agents_file), contract))
         self._waiting = runtime_context.get_list_state(
             ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
         )

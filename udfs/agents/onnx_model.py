@@ -33,10 +33,11 @@ class LoadedModel:
         """
         import numpy as np
 
-        row = np.array(
-            [[math.nan if (value := features.get(name)) is None else value for name in self.inputs]],
-            dtype=np.float32,
-        )
+        values = [math.nan if (value := features.get(name)) is None else value for name in self.inputs]
+        try:
+            row = np.array([values], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ModelRefused(f"model {self.used.name!r}: expected numbers: {error}") from None
         answer = float(self.session.run([self.output], {self.input_name: row})[0].reshape(-1)[0])
         if not -1e-6 <= answer <= 1 + 1e-6:
             raise ModelRefused(

@@ -37,7 +37,7 @@ _READ_UP_TO = "read_up_to"
 _PRUNE_EVERY = 5000
 
 
-class Govern(KeyedBroadcastProcessFunction):  # type: ignore[misc]
+class Govern(KeyedBroadcastProcessFunction):
     """Proposals (key, value, topic, partition, offset) with policy events as broadcast state.
 
     State per subject: its clock and what was allowed (SubjectState), and the ids of proposals seen,

@@ -33,7 +33,7 @@ from contracts.command import Command
 from contracts.dead_letter import Cause
 from contracts.decision import Decision, Reason
 from contracts.domain import DomainContract, columns
-from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
+from contracts.envelope import MAX_HOPS, derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput
 from contracts.proposal import Proposal
 from udfs.policy.policy_set import PolicySet
@@ -142,7 +142,9 @@ class Governor:
                 )
             action.model_validate(data.parameters)
             expiry = event.get("expirytime")
-            subject = event["subject"]
+            subject, hops = event["subject"], event["hops"]
+            if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
+                raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
             if key is None or key != subject.encode():
                 raise BadInput(
                     Cause.KEY_MISMATCH, f"expected the key to be the subject {subject!r}"
@@ -154,7 +156,7 @@ class Governor:
                 features_ms=parse_time_ms(data.features_at),
                 expiry_ms=None if expiry is None else parse_time_ms(expiry),
                 correlation_id=str(event.get("correlationid") or event["id"]),
-                hops=int(event["hops"]),
+                hops=hops,
                 traceparent=event.get("traceparent"),
                 data=data,
             )

@@ -1,0 +1,269 @@
+"""`./flyball bench`: speed and memory of the real broker, cluster and jobs on this machine.
+
+Each measurement starts from an empty instance of its own (`.flyball/bench`), so nothing of one run
+helps or hurts another. Rates are steady-state: counted between a third and 95 % of the records, when
+start-up, class loading and most of the JIT's work are over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from contracts.topics import topic
+from jobs.settings import load_settings
+from ops import flink_jobs, instance, kafka, models, policies
+from ops.home import CHECKOUT, Home
+from ops.run import bring_up
+from ops.watch import percentiles
+
+TARGETS = {
+    "context_facts_per_s": ("validate + dedup + features -> situations, steady", "40000 facts/s"),
+    "govern_proposals_per_s": ("govern, three policies and more, state, audit fields, steady", "8000 proposals/s"),
+    "latency_at_least_once_ms": ("fact to decision, 1000 facts/s, at least once", "p50 10, p99 50 ms"),
+    "latency_exactly_once_ms": ("fact to decision, 1000 facts/s, exactly once (250 ms), read committed", "p50 250, p99 500 ms"),
+    "first_decision_s": ("first decision after ./flyball run", "25 s"),
+    "memory_mib": ("whole memory of the running loop, while it runs at 1000 facts/s", "4096 MiB"),
+}  # fmt: skip
+
+
+def _home() -> Home:
+    return Home(CHECKOUT / ".flyball" / "bench")
+
+
+def _load(home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench") -> None:
+    """Write records with as many processes as help."""
+    workers = 1 if rate else 2
+    bootstrap = str(home.read_state()["bootstrap_servers"])
+    command = [sys.executable, "-m", "benchmarks.load", what, "--bootstrap-servers", bootstrap,
+               "--count", str(count), "--run", run]  # fmt: skip
+    if rate:
+        command += ["--rate", str(rate)]
+    started = [
+        subprocess.Popen([*command, "--share", f"{n}/{workers}"], cwd=CHECKOUT,
+                         env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+        for n in range(workers)
+    ]  # fmt: skip
+    if any(process.wait() for process in started):
+        raise RuntimeError(f"writing {what} failed")
+
+
+def _topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> float:
+    """Records a second into a topic, between a third of `wanted` and 95 % of it."""
+    reader = kafka.consumer(str(home.read_state()["bootstrap_servers"]))
+    where = kafka.partitions(reader, [topic(name).of("machines")])
+    deadline = time.monotonic() + timeout_s
+    samples: list[tuple[float, int]] = []
+    while True:
+        count = sum(reader.end_offsets(where).values())
+        samples.append((time.monotonic(), count))
+        if count >= wanted:
+            break
+        flink_jobs.check(home, "machines")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"expected {wanted} {name} within {timeout_s:.0f} s, came {count}")
+        time.sleep(0.1)
+    reader.close()
+    steady = [sample for sample in samples if wanted / 3 <= sample[1] <= wanted * 0.95]
+    (began, first), (ended, last) = steady[0], steady[-1]
+    return (last - first) / (ended - began)
+
+
+def _prepared(home: Home) -> str:
+    instance.stop(home)
+    instance.start(home, fresh=True, while_pid=os.getpid())
+    instance.wait_ready(home)
+    bootstrap = str(home.read_state()["bootstrap_servers"])
+    kafka.create_topics(bootstrap, "machines")
+    return bootstrap
+
+
+def context_rate(count: int) -> float:
+    """Facts a second through `context` alone, facts written ahead."""
+    home = _home()
+    _prepared(home)
+    _load(home, "facts", count)
+    flink_jobs.Submission(home, "machines", ["context"], options=("--parallelism", "2")).wait()
+    return _topic_rate(home, "situations", count)
+
+
+def govern_rate(count: int) -> float:
+    """Proposals a second through `govern` alone (exactly once), proposals written ahead."""
+    home = _home()
+    bootstrap = _prepared(home)
+    checked = policies.check_files("machines", policies.policy_files("machines"))
+    policies.publish(bootstrap, "machines", checked, now_ms=int(time.time() * 1000))
+    _load(home, "proposals", count)
+    flink_jobs.Submission(home, "machines", ["govern"]).wait()
+    return _topic_rate(home, "decisions", count)
+
+
+class _Decisions(threading.Thread):
+    """Arrival times of decisions at a read_committed reader, by the fact they answer."""
+
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__(daemon=True)
+        self._reader = kafka.consumer(bootstrap)
+        where = kafka.partitions(self._reader, [topic("decisions").of("machines")])
+        self._reader.assign(where)
+        self._reader.seek_to_end(*where)
+        for place in where:
+            self._reader.position(place)
+        self._stop = threading.Event()
+        self.arrived: dict[str, float] = {}
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            for record in kafka.poll(self._reader, timeout_ms=20):
+                now = time.time() * 1000
+                event = orjson.loads(record.value or b"{}")
+                self.arrived.setdefault(str(event.get("correlationid")), now)
+        self._reader.close()
+
+    def finish(self) -> dict[str, float]:
+        self._stop.set()
+        self.join()
+        return self.arrived
+
+
+def latency(delivery: str, seconds: int, warm_s: int = 20) -> tuple[dict[str, float | None], float]:
+    """Fact to decision through all three jobs at 1,000 facts/s: percentiles (ms) and memory (MiB).
+
+    Every reading gets a proposal here (an agent that always proposes, FLYBALL_AGENTS), so every
+    fact has a decision. From the fact's append to the log to the decision's arrival at a reader.
+    """
+    home = _home()
+    instance.stop(home)
+    os.environ["FLYBALL_DELIVERY"] = delivery
+    os.environ["FLYBALL_AGENTS"] = str(CHECKOUT / "benchmarks" / "agents.yaml")
+    try:
+        bring_up(home, "machines", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid())
+        bootstrap = str(home.read_state()["bootstrap_servers"])
+        _load(home, "facts", warm_s * 1000, rate=1000, run="warm")
+        decisions = _Decisions(bootstrap)
+        decisions.start()
+        memory: list[float] = []
+        _load(home, "facts", seconds * 1000, rate=1000, run="timed")
+        memory.append(sum(instance.memory_mib(home).values()) + psutil.Process().memory_full_info().pss / 2**20)
+        time.sleep(2)
+        arrived = decisions.finish()
+        taken: list[int] = []
+        for record in kafka.read_all(bootstrap, [topic("facts").of("machines")]):
+            if record.key is not None and record.key.startswith(b"timed"):
+                until = arrived.get(orjson.loads(record.value or b"{}")["id"])
+                if until is None:
+                    raise RuntimeError("a fact got no decision")
+                taken.append(round(until - record.appended_ms))
+        return percentiles(taken), max(memory)
+    finally:
+        instance.stop(home)
+        del os.environ["FLYBALL_DELIVERY"], os.environ["FLYBALL_AGENTS"]
+
+
+def first_decision() -> float:
+    """Seconds from the command to the first decision, everything fetched before."""
+    home = _home()
+    report = home.path / "first" / "report.json"
+    slice_file = home.path / "first" / "machine.csv"
+    slice_file.parent.mkdir(parents=True, exist_ok=True)
+    whole = CHECKOUT / "data" / load_settings("machines").default_input
+    slice_file.write_text("".join(whole.read_text().splitlines(keepends=True)[:4000]))
+    subprocess.run(
+        [str(CHECKOUT / "flyball"), "run", "machines", "--input", str(slice_file), "--report", str(report)],
+        check=True, capture_output=True, env={**os.environ, "FLYBALL_HOME": str(home.path)},
+    )  # fmt: skip
+    return float(json.loads(report.read_text())["seconds"]["first_decision"])
+
+
+def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[str, Any]:
+    """Run the chosen measurements `runs` times each, print medians, write every run as JSON."""
+    models.shipped_models("machines")
+    plans: dict[str, Callable[[], dict[str, Any]]] = {
+        "context": lambda: {"context_facts_per_s": context_rate(900_000)},
+        "govern": lambda: {"govern_proposals_per_s": govern_rate(200_000)},
+        "at_least_once": lambda: _named("at_least_once", *latency("at_least_once", 30)),
+        "exactly_once": lambda: _named("exactly_once", *latency("exactly_once", 30)),
+        "first_decision": lambda: {"first_decision_s": first_decision()},
+    }
+    unknown = set(only) - set(plans)
+    if unknown:
+        from contracts.errors import SetupFailed
+
+        raise SetupFailed(f"--only: expected some of {sorted(plans)}, came {sorted(unknown)}")
+    found: dict[str, list[Any]] = {}
+    try:
+        for name, plan in plans.items():
+            if only and name not in only:
+                continue
+            for number in range(1, runs + 1):
+                with console.status(f"{name}: run {number} of {runs}"):
+                    for figure, value in plan().items():
+                        found.setdefault(figure, []).append(value)
+                console.print(f"[dim]{name} {number}/{runs}: { {k: v[-1] for k, v in found.items()} }[/dim]")
+    finally:
+        instance.stop(_home())
+    result = {
+        "command": f"./flyball bench --runs {runs}" + "".join(f" --only {o}" for o in only),
+        "machine": {
+            "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "cpu": _cpu_name(),
+            "python": platform.python_version(),
+            "java": _java_version(),
+        },
+        "figures": {name: {"median": _median(values), "runs": values} for name, values in found.items()},
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    _show(result, console)
+    console.print(f"written: {output}")
+    return result
+
+
+def _named(delivery: str, latencies: dict[str, float | None], memory: float) -> dict[str, Any]:
+    return {f"latency_{delivery}_ms": latencies, "memory_mib": round(memory)}
+
+
+def _median(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {key: statistics.median(value[key] for value in values) for key in values[0]}
+    return statistics.median(values)
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _java_version() -> str:
+    from ops.setup import java_home, java_version
+
+    return str(java_version(java_home()))
+
+
+def _show(result: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{result['command']} on {result['machine']}", box=None, title_justify="left")
+    for column in ("what", "to reach", "median"):
+        table.add_column(column)
+    for name, (what, target) in TARGETS.items():
+        if name in result["figures"]:
+            value = result["figures"][name]["median"]
+            shown = ", ".join(f"{k} {v:.0f}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,.1f}"
+            table.add_row(what, target, shown)
+    console.print(table)

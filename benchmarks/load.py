@@ -1,0 +1,93 @@
+"""Facts and proposals to measure with: written ahead, or at a steady rate."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+
+from contracts.domain import load_domain
+from contracts.envelope import derive_id, format_time_ms, schema_urn
+from contracts.topics import topic
+from ops import kafka
+from udfs.serde import write_event
+
+START_MS = 1_750_000_000_000
+STEP_MS = 60_000
+
+
+def fact(number: int, machines: int, run: str, source: random.Random) -> tuple[bytes, bytes]:
+    """The number-th reading of a plant of `machines` machines: key and value."""
+    machine = f"{run}-{number % machines}"
+    value = write_event(
+        event_id=derive_id(f"{machine}|{number}", "bench", run),
+        source="/flyball/machines/bench",
+        event_type="machine.temperature_measured",
+        subject=machine,
+        time_ms=START_MS + (number // machines) * STEP_MS,
+        dataschema=schema_urn("machines", "machine.temperature_measured"),
+        data={"temperature": round(source.gauss(70.0, 2.0), 3)},
+    )
+    return machine.encode(), value
+
+
+def proposal(number: int, machines: int, run: str) -> tuple[bytes, bytes]:
+    """A proposal as `propose` writes it, with features and a model."""
+    machine = f"{run}-{number % machines}"
+    at = format_time_ms(START_MS + (number // machines) * STEP_MS)
+    value = write_event(
+        event_id=derive_id(f"{machine}|{number}", "bench-proposal", run),
+        source="/flyball/machines/propose/health-model",
+        event_type="flyball.proposal",
+        subject=machine,
+        time_ms=START_MS + (number // machines) * STEP_MS,
+        dataschema=schema_urn("machines", "flyball.proposal"),
+        correlation_id=derive_id(f"{machine}|{number}", "bench", run),
+        causation_id=derive_id(f"{machine}|{number}", "bench-situation", run),
+        data={
+            "event_time": at, "agent": "health-model", "agent_version": 1,
+            "action": "schedule_maintenance", "parameters": {"priority": "normal"},
+            "confidence": 0.9 + (number % 100) / 1000, "reason": "benchmark",
+            "situation_type": "machines.reading_scored",
+            "features": {"temperature": 70.0, "readings_seen": 1000, "level_shift": 2.0,
+                         "level_peak": 3.0, "jump": 1.0, "jump_peak": 8.0, "deviation": 0.5,
+                         "baseline_mean": 69.0},
+            "features_at": at,
+            "model": {"name": "machine-health", "version": 1, "sha256": "0" * 64},
+        },
+    )  # fmt: skip
+    return machine.encode(), value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write benchmark records into Kafka.")
+    parser.add_argument("what", choices=["facts", "proposals"])
+    parser.add_argument("--bootstrap-servers", required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--machines", type=int, default=200)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--run", default="bench")
+    parser.add_argument("--share", default="0/1", help="this process writes the records n mod m")
+    asked = parser.parse_args()
+    load_domain("machines")
+    mine, of = (int(part) for part in asked.share.split("/"))
+    writer = kafka.producer(asked.bootstrap_servers, linger_ms=0 if asked.rate else 20)
+    name = topic(asked.what).of("machines")
+    source = random.Random(mine)
+    due = time.monotonic()
+    for number in range(mine, asked.count, of):
+        if asked.what == "facts":
+            key, value = fact(number, asked.machines, asked.run, source)
+        else:
+            key, value = proposal(number, asked.machines, asked.run)
+        if asked.rate:
+            due += of / asked.rate
+            if (ahead := due - time.monotonic()) > 0.0005:
+                time.sleep(ahead)
+        writer.send(name, key=key, value=value)
+    writer.flush()
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()
