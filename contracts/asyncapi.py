@@ -46,8 +46,7 @@ def _channel(domain: str, row: Topic) -> dict[str, Any]:
         "title": row.name,
         "description": f"{row.says[0].upper()}{row.says[1:]}. Order holds within one key. {how}",
         "messages": {
-            event.name: {"$ref": f"#/components/messages/{_message_name(event)}"}
-            for event in messages
+            event.name: {"$ref": f"#/components/messages/{_message_name(event)}"} for event in messages
         },
         "bindings": {
             "kafka": {

@@ -117,9 +117,7 @@ def event_view(event: EventType) -> str:
         f"{_unpacked(name, field.annotation)} AS `{_column_name(name, event.data)}`"
         for name, field in event.data.model_fields.items()
     ]
-    columns += [
-        f"`{column}` AS {name}" if column != name else name for name, column in VIEW_TAIL.items()
-    ]
+    columns += [f"`{column}` AS {name}" if column != name else name for name, column in VIEW_TAIL.items()]
     listed = ",\n    ".join(columns)
     return (
         f"CREATE VIEW `{short_name(event.name)}`\nCOMMENT {_text(event.says.rstrip('.'))}\nAS SELECT\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 from contracts.catalogue import EventType, event_types
 from contracts.data import Data
+from contracts.envelope import MAX_HOPS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,7 +34,7 @@ ENVELOPE: Mapping[str, Mapping[str, Any]] = {
     "hops": {
         "type": ["integer", "null"],
         "minimum": 0,
-        "maximum": 1_000_000,
+        "maximum": MAX_HOPS,
         "description": "how far round the loop",
     },
 }

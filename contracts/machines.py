@@ -49,7 +49,7 @@ class CoolingFailed(SituationData):
 
 
 class TemperatureClimbing(SituationData):
-    """Five readings in a row, each higher than the one before. Lane: log order (pattern)."""
+    """Four hot readings in a row, each higher than the one before. Lane: log order (pattern)."""
 
     event_type: ClassVar[str] = "machines.temperature_climbing"
 

@@ -30,9 +30,7 @@ _RELATIVE_PATTERN = re.compile(rf"{_RELATIVE}\Z")
 
 _TOKEN = r"[A-Za-z0-9!#$%&'*+\-.^_`{|}~]+"
 _QUOTED = r'"(?:[^"\\\x00-\x1f\x7f]|\\[\x20-\x7e])*"'
-_MEDIA_TYPE = re.compile(
-    rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t]*{_TOKEN}[ \t]*=[ \t]*(?:{_TOKEN}|{_QUOTED}))*\Z"
-)
+_MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t]*{_TOKEN}[ \t]*=[ \t]*(?:{_TOKEN}|{_QUOTED}))*\Z")
 
 
 def _fits(pattern: re.Pattern[str], text: str) -> bool:

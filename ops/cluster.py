@@ -145,7 +145,8 @@ def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
     """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
     return [
         *_java(home, java, f"taskmanager-{index}.log", "-Xmx1024m", "-Xms512m",
-               "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m"),
+               "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m",
+               "-XX:-DontCompileHugeMethods"),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
         "--configDir",
         str(conf_dir(home)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,9 @@ class Submission:
     def _log(self, domain: str, job: str) -> Path:
         return self._home.logs / f"submit-{domain}.{job}.out"
 
+    def is_going_on(self) -> bool:
+        return any(client.poll() is None for client in self._clients.values())
+
     def wait(self) -> dict[str, str]:
         """Job name -> job id, once all clients have submitted. Raises JobFailed with the cause."""
         ids = {}
@@ -102,6 +106,18 @@ def _last_cause(said: str) -> str:
         return causes[-1].removeprefix("Caused by:").strip()[:1500]
     told = [line for line in lines if not line.startswith(("at ", "File ", "..."))]
     return (told[-1] if told else "nothing was printed")[:1500]
+
+
+def want(home: Home, domain: str, options: Iterable[str]) -> None:
+    """Note that this domain's jobs are to run: the supervisor submits them again if they get lost."""
+    folder = home.run / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{domain}.json").write_text(json.dumps(list(options)))
+
+
+def wanted(home: Home) -> dict[str, list[str]]:
+    """Domain -> options its jobs were submitted with, for every domain that is up."""
+    return {path.stem: json.loads(path.read_text()) for path in (home.run / "jobs").glob("*.json")}
 
 
 def rest_port(home: Home) -> int:

@@ -58,6 +58,7 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
     if fresh:
         shutil.rmtree(home.run, ignore_errors=True)
         shutil.rmtree(home.logs, ignore_errors=True)
+    shutil.rmtree(home.run / "jobs", ignore_errors=True)
     for stale in (home.run / "actuators").glob("*.[jr]*"):  # requests and ready marks, not memory
         stale.unlink()
     home.logs.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -64,6 +63,8 @@ def bring_up(
     if not instance.is_running(home):
         with console.status("starting the broker and the cluster"):
             instance.start(home, fresh=is_fresh, while_pid=while_pid)
+    elif domain in flink_jobs.wanted(home):
+        raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
     bootstrap = _wait_for_broker(home)
     seconds["broker"] = time.monotonic() - began
     kafka.create_topics(bootstrap, domain)
@@ -80,6 +81,7 @@ def bring_up(
         instance.wait_ready(home)
         instance.want_actuator(home, domain, seed)
         submission.wait()
+        flink_jobs.want(home, domain, options)
         flink_jobs.wait_running(home, domain)
         instance.wait_actuator(home, domain)
     seconds["setup"] = time.monotonic() - began
@@ -180,6 +182,7 @@ def _play(
     watch = Watch(
         bootstrap, asked.domain, is_committed=is_committed, from_beginning=not asked.is_resumed,
         decision_key=world.decision_key,
+        spool=asked.report.parent if asked.report is not None else None,
     )  # fmt: skip
     watch.start()
     path = asked.input or default_input(settings)
@@ -207,11 +210,11 @@ def _play(
     total_s = time.monotonic() - began
     report = build_report(asked, home, watch.seen, emitter.emitted, path, total_s, setup_s, began)
     _show_summary(report, console)
-    chain_of = _telling_event(watch.seen)
-    if chain_of is not None:
-        console.print(trace.as_tree(trace.tree_data(trace.find_chain(bootstrap, asked.domain, chain_of))))
+    if watch.seen.telling is not None:
+        chain = trace.find_chain(bootstrap, asked.domain, watch.seen.telling[1])
+        console.print(trace.as_tree(trace.tree_data(chain)))
     if asked.report is not None:
-        _write_report(asked.report, report, watch.seen)
+        asked.report.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
         console.print(f"report: {asked.report}")
     for problem in emitter.emitted.oversized:
         console.print(f"[red]not sent:[/red] {problem}")
@@ -286,16 +289,6 @@ def _live_view(domain: str, seen: Seen, emitted: Emitted, is_playing: bool) -> G
     return Group(counts, latest)
 
 
-def _telling_event(seen: Seen) -> str | None:
-    """The id of the command whose chain says most: one that went round the loop, otherwise the last."""
-    best: tuple[int, str] | None = None
-    for line in seen.command_lines:
-        event = orjson.loads(line)
-        if best is None or int(event.get("hops") or 0) >= best[0]:
-            best = (int(event.get("hops") or 0), str(event["id"]))
-    return best[1] if best else None
-
-
 def build_report(
     asked: Asked, home: Home, seen: Seen, emitted: Emitted, path: Path | None,
     total_s: float, setup_s: float, began: float,
@@ -365,13 +358,3 @@ def _show_summary(report: dict[str, Any], console: Console) -> None:
     seconds = report["seconds"]
     table.add_row("seconds", f"{seconds['total']:.1f}", f"first decision after {seconds['first_decision']}")
     console.print(table)
-
-
-def _write_report(path: Path, report: dict[str, Any], seen: Seen) -> None:
-    """The report, and beside it decisions.jsonl and commands.jsonl as read from their topics."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
-    for name, lines in (("decisions", seen.decision_lines), ("commands", seen.command_lines)):
-        (path.parent / f"{name}.jsonl").write_bytes(
-            b"".join(itertools.chain.from_iterable((line, b"\n") for line in lines))
-        )

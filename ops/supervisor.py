@@ -1,6 +1,7 @@
 """The supervisor: one background process that keeps the embedded parts alive.
 
-It starts the broker, the JobManager and the TaskManagers (and the actuators asked for), writes what
+It starts the broker, the JobManager and the TaskManagers (and the actuators asked for), submits jobs
+again from their last checkpoints after a JobManager died (a standalone one forgets them), writes what
 it knows to `run/instance.json`, and brings a dead process back at most `MAX_RESTARTS` times in
 `RESTART_WINDOW_S`. After that it records which process died and why, and stops everything.
 Flink's own scripts do none of this, and cost a JVM start each to compute memory sizes.
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops import broker, cluster
+from ops import broker, cluster, flink_jobs
 from ops.home import CHECKOUT, Home
 from ops.ports import is_listening
 from ops.setup import java_home
@@ -78,6 +79,8 @@ class Supervisor:
         self.state = "starting"
         java = java_home()
         self.parts: dict[str, Part] = {}
+        self.are_jobs_lost = False
+        self.resubmissions: list[flink_jobs.Submission] = []
         flink_env = cluster.environment(home, java)
         self._add(
             "broker",
@@ -150,6 +153,14 @@ class Supervisor:
                 self._revive(part)
             elif not part.is_ready:
                 part.is_ready = part.ready()
+        if self.are_jobs_lost and all(p.is_ready for p in self.parts.values()):
+            self.are_jobs_lost = False
+            for domain, options in flink_jobs.wanted(self.home).items():
+                found = flink_jobs.latest_checkpoints(self.home, domain)
+                self.resubmissions.append(
+                    flink_jobs.Submission(self.home, domain, options=options, resume_from=found)
+                )
+        self.resubmissions = [s for s in self.resubmissions if s.is_going_on()]
         if self.state == "starting" and all(part.is_ready for part in self.parts.values()):
             self.state = "ready"
 
@@ -167,6 +178,7 @@ class Supervisor:
             )
             return
         part.restarts += 1
+        self.are_jobs_lost |= part.name == "jobmanager"
         part.start()
 
     def write(self) -> None:

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import orjson
 from kafka import TopicPartition
@@ -46,16 +47,20 @@ class Seen:
     last_decision_ms: int | None = None
     open_commands: set[str] = field(default_factory=set)
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=8))
-    decision_lines: list[bytes] = field(default_factory=list)
-    command_lines: list[bytes] = field(default_factory=list)
+    # The command whose chain says most (most often round the loop, then the last): (hops, id).
+    telling: tuple[int, str] | None = None
 
 
 class Watch(threading.Thread):
-    """Reads a domain's topics in the background until `stop`. `seen` may be read at any time."""
+    """Reads a domain's topics in the background until `stop`. `seen` may be read at any time.
+
+    With `spool` (a folder), decisions.jsonl and commands.jsonl are written there as they arrive, one
+    CloudEvent a line as read from its topic.
+    """
 
     def __init__(
         self, bootstrap_servers: str, domain: str, *, is_committed: bool, from_beginning: bool,
-        decision_key: Any = None,
+        decision_key: Any = None, spool: Path | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name=f"watch-{domain}", daemon=True)
         self._domain = domain
@@ -64,6 +69,12 @@ class Watch(threading.Thread):
         self._keyed: dict[str, tuple[str, str]] = {}
         self._fact_ms: dict[str, int] = {}
         self._stopping = threading.Event()
+        self._lines: dict[str, IO[bytes]] = {}
+        if spool is not None:
+            spool.mkdir(parents=True, exist_ok=True)
+            self._lines = {
+                name: (spool / f"{name}.jsonl").open("wb") for name in ("decisions", "commands")
+            }
         self._arrived = threading.Condition()
         self.error: BaseException | None = None
         self.seen = Seen()
@@ -100,6 +111,8 @@ class Watch(threading.Thread):
             self.error = error
         finally:
             self._reader.close()
+            for file in self._lines.values():
+                file.close()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -166,6 +179,8 @@ class Watch(threading.Thread):
     ) -> None:
         seen = self.seen
         latency = self._latency_ms(record, event)
+        if kind in self._lines:
+            self._lines[kind].write((record.value or b"") + b"\n")
         if kind == "decisions":
             if seen.first_decision_at is None:
                 seen.first_decision_at = time.monotonic()
@@ -173,7 +188,6 @@ class Watch(threading.Thread):
             seen.reasons[str(data.get("reason"))] += 1
             seen.last_decision_ms = record.appended_ms
             seen.latest.append(event)
-            seen.decision_lines.append(record.value or b"")
             if latency is not None:
                 seen.decision_ms.append(latency)
             if self._decision_key is not None and (key := self._decision_key(data)) is not None:
@@ -181,7 +195,9 @@ class Watch(threading.Thread):
         else:
             seen.commands += 1
             seen.actions[str(data.get("action"))] += 1
-            seen.command_lines.append(record.value or b"")
+            hops = int(event.get("hops") or 0)
+            if seen.telling is None or hops >= seen.telling[0]:
+                seen.telling = (hops, str(event.get("id")))
             seen.open_commands.add(str(data.get("command_id")))
             if latency is not None:
                 seen.command_ms.append(latency)

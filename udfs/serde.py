@@ -67,17 +67,17 @@ def _event_model(contract: DomainContract, fact: type[FactData]) -> type[BaseMod
     fields: dict[str, Any] = {
         "specversion": (Literal["1.0"], ...),
         "id": (plain, ...),
-        "source": (Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[!-~]+$")], ...),
+        "source": (Annotated[str, Field(min_length=1, max_length=1024)], ...),
         "type": (Literal[fact.event_type], ...),
         "subject": (plain, ...),
         "time": (str, ...),
-        "datacontenttype": (Literal["application/json"], "application/json"),
+        "datacontenttype": (Literal["application/json"] | None, None),
         "dataschema": (Literal[schema_urn(contract.name, fact.event_type, fact.schema_version)] | None, None),
         "correlationid": (plain | None, None),
         "causationid": (plain | None, None),
         "traceparent": (plain | None, None),
         "expirytime": (plain | None, None),
-        "hops": (Annotated[int, Field(ge=0, le=MAX_HOPS)], 0),
+        "hops": (Annotated[int, Field(ge=0, le=MAX_HOPS)] | None, None),
         "data": (fact, ...),
     }
     config = ConfigDict(

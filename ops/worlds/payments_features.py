@@ -1,211 +1,223 @@
-"""Reference of sql/payments in plain Python: one fact in, and for a payment its features out.
+"""The features of sql/payments in plain Python: facts in, a payment's features out.
 
-Training uses it (a cluster would take minutes), and a test holds the SQL to it. The two levels of
-the account and of the terminal are one step here; each formula stands in sql/payments with words.
+Training plays worlds of a million payments against changing models, which no cluster would do in
+minutes; a test holds the SQL to this file. Each formula is explained in sql/payments. NaN stands
+for SQL's NULL: unknown, or never happened.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.payments import AuthorisationRequested, ChargedBack, ProfileChanged
 from ops.world import NewFact
+from ops.worlds.payments_generator import DAY_MS
 
-DAY_MS = 86_400_000
-EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
-FAST_TAU_MS = 14.0 * DAY_MS
-SLOW_TAU_MS = 60.0 * DAY_MS
-WEIGHT_LIMIT = 600.0  # bound of the exponent: +-23 years around the epoch
-BURST_MS = 3_600_000  # five facts of an account within it
+EPOCH_MS = 1_640_995_200_000  # 2022-01-01T00:00:00Z
+WEIGHT_MS = 14.0 * DAY_MS
+SLOW_WEIGHT_MS = 60.0 * DAY_MS
+WEIGHT_LIMIT = 300.0
+OUTLIER_LOG = 1.1
+FAR_LOG = 0.9
+BURST_MS = 3_600_000
 BURST_REACH_MS = 7_200_000
-OUTLIER_LOG = 1.1  # a payment over e^1.1 raw habits is no habit
-FAR_LOG = 0.9  # a charged back amount over e^0.9 raw habits speaks of the account
-CAP_DAYS = 60.0
-BANDS_PER_E = 7.0
+EPISODE_LIMIT = 1.2
+NAN = math.nan
 
-CANDIDATES = (
-    "history", "amount_ratio", "amount_deviation", "amount_peak_ratio", "amount_linear",
-    "gap_1", "gap_4", "gap_8", "tempo_4", "tempo_8", "is_new_device", "is_foreign",
-    "account_far", "account_near", "account_confirmed", "account_fraud_age_days", "account_cleared_days",
-    "terminal_chargebacks", "terminal_unexplained", "terminal_confirmed", "terminal_recovered", "terminal_share", "terminal_intensity",
-    "terminal_fraud_age_days", "terminal_mean_fraud_days", "terminal_cleared_days", "terminal_news_days",
-    "band_share", "band_judged_share", "band_chargebacks",
-)
-
-
-def weight(ms: float, tau_ms: float = FAST_TAU_MS) -> float:
-    return math.exp(max(-WEIGHT_LIMIT, min(WEIGHT_LIMIT, (ms - EPOCH_MS) / tau_ms)))
+# The model's inputs, in order: features of the situation payments.payment_assessed.
+FEATURES = (
+    "payments_seen", "amount_ratio_log", "amount_deviation",
+    "gap_1_s", "gap_2_s", "gap_4_s", "gap_8_s", "tempo_4", "tempo_8", "is_new_device", "is_foreign",
+    "account_far_chargebacks", "account_near_chargebacks", "account_fraud_days", "account_cleared_days",
+    "terminal_chargebacks", "terminal_confirmations", "terminal_recoveries", "terminal_intensity",
+    "terminal_fraud_days", "terminal_mean_fraud_days", "terminal_first_fraud_days",
+    "terminal_cleared_days", "terminal_news_days",
+    "band_share", "band_judged_share",
+)  # fmt: skip
 
 
-def clip(value: float, low: float, high: float) -> float:
-    return low if value < low else high if value > high else value
+def weight(at_ms: float, fades_with_ms: float = WEIGHT_MS) -> float:
+    return math.exp(max(-WEIGHT_LIMIT, min(WEIGHT_LIMIT, (at_ms - EPOCH_MS) / fades_with_ms)))
+
+
+def _days(later_ms: float | None, earlier_ms: float | None) -> float:
+    return NAN if later_ms is None or earlier_ms is None else (later_ms - earlier_ms) / DAY_MS
+
+
+def _later(known_ms: int | None, at_ms: int) -> int:
+    return at_ms if known_ms is None else max(known_ms, at_ms)
 
 
 @dataclass(slots=True)
 class _Account:
     times: deque[int] = field(default_factory=lambda: deque(maxlen=8))
-    n: int = 0
-    first: int = 0
-    raw_w: float = 0.0
-    raw_log: float = 0.0
-    w: float = 0.0
-    log: float = 0.0
-    log2: float = 0.0
-    s: float = 0.0
-    s2: float = 0.0
-    peak: float = -1e9
-    country: str | None = None
-    device: str | None = None
-    last_device: str | None = None
+    payments: int = 0
+    first_ms: int | None = None
+    raw_weight: float = 0.0
+    raw_logs: float = 0.0
+    habit: float = 0.0
+    habit_logs: float = 0.0
+    habit_squared_logs: float = 0.0
+    home_country: str | None = None
+    home_device: str | None = None
+    previous_device: str | None = None
     far: float = 0.0
     near: float = 0.0
-    conf: float = 0.0
-    last_fraud: int = 0
-    last_conf: int = 0
-    last_burst: int = 0
+    fraud_ms: int | None = None
+    genuine_ms: int | None = None
+    burst_ms: int | None = None
 
 
 @dataclass(slots=True)
 class _Terminal:
-    pay: float = 0.0
-    cb: float = 0.0
-    un: float = 0.0
-    un_day: float = 0.0
-    conf: float = 0.0
+    payments: float = 0.0
+    frauds: float = 0.0
+    fraud_ms_total: float = 0.0
+    genuine: float = 0.0
     recovered: float = 0.0
-    last_fraud: int = 0
-    last_conf: int = 0
-    news: int = 0
+    fraud_ms: int | None = None
+    genuine_ms: int | None = None
+    news_ms: int | None = None
+    first_fraud_ms: int | None = None
 
 
-def age(now: int, then: float) -> float:
-    return clip((now - then) / DAY_MS, 0.0, CAP_DAYS) if then else CAP_DAYS
+@dataclass(slots=True)
+class _Band:
+    payments: float = 0.0
+    frauds: float = 0.0
+    genuine: float = 0.0
 
 
-def apart(conf: int, fraud: int) -> float:
-    return clip((conf - fraud) / DAY_MS, -30.0, 30.0) if conf and fraud else 0.0
+class Features:
+    """Feed facts in the order of their log; `of` gives the features of a payment, else None.
 
+    State: totals an account, a terminal and an amount band, for ever, as in the SQL.
+    """
 
-class FeatureState:
     def __init__(self) -> None:
-        self.accounts: defaultdict[str, _Account] = defaultdict(_Account)
-        self.terminals: defaultdict[str, _Terminal] = defaultdict(_Terminal)
-        self.bands: defaultdict[tuple[object, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        self._accounts: defaultdict[str, _Account] = defaultdict(_Account)
+        self._terminals: defaultdict[str, _Terminal] = defaultdict(_Terminal)
+        self._bands: defaultdict[tuple[str, int], _Band] = defaultdict(_Band)
 
-    def on_fact(self, fact: NewFact) -> list[float] | None:
-        a = self.accounts[fact.subject]
-        data = fact.data
-        now = fact.event_ms
-        t4 = a.times[-4] if len(a.times) >= 4 else 0
-        times = a.times
-        result = None
+    def of(self, fact: NewFact) -> list[float] | None:
+        account, data = self._accounts[fact.subject], fact.data
         if fact.type == AuthorisationRequested.event_type:
-            if t4 and now - t4 < BURST_MS:
-                a.last_burst = max(a.last_burst, now)
-            result = self._payment(a, data, now)
-            a.last_device = data.get("device_id")
+            features = self._payment(account, data, fact.event_ms)
+            account.previous_device = data.get("device_id")
+            account.times.append(fact.event_ms)
+            return features
+        if fact.type == ProfileChanged.event_type:
+            account.home_country = data.get("country") or account.home_country
+            account.home_device = data.get("device_id") or account.home_device
         else:
-            if t4 and now - t4 < BURST_MS and fact.type == AuthorisationRequested.event_type:
-                pass
-            a.last_device = None
-            if fact.type == ProfileChanged.event_type:
-                a.country, a.device = data.get("country") or a.country, data.get("device_id") or a.device
-            else:
-                self._late(a, fact.type == ChargedBack.event_type, data, now)
-        times.append(now)
-        return result
+            is_fraud = fact.type == ChargedBack.event_type
+            self._outcome(account, data, fact.event_ms, is_fraud=is_fraud)
+        account.previous_device = None
+        account.times.append(fact.event_ms)
+        return None
 
-    def _late(self, a: _Account, is_fraud: bool, data, now: int) -> None:
-        p_ms = data["payment_ms"]
-        w = weight(p_ms)
-        amount = max(data["amount_minor"], 1)
-        log = math.log(amount)
-        t = self.terminals[data["terminal_id"]]
-        band = self.bands[data.get("currency"), math.floor(BANDS_PER_E * log)]
-        t.news = max(t.news, now)
+    def _outcome(
+        self, account: _Account, data: Mapping[str, Any], now: int, *, is_fraud: bool
+    ) -> None:
+        log, paid_ms = math.log(max(data["amount_minor"], 1)), data["payment_ms"]
+        now_weight = weight(paid_ms)
+        terminal, band = self._terminals[data["terminal_id"]], self._band(data, log)
+        terminal.news_ms = _later(terminal.news_ms, now)
         if not is_fraud:
-            a.conf += w
-            a.last_conf = max(a.last_conf, p_ms)
-            t.conf += w
-            t.last_conf = max(t.last_conf, p_ms)
-            if p_ms > t.last_fraud:
-                t.recovered += w
-            band[2] += w
+            account.genuine_ms = _later(account.genuine_ms, paid_ms)
+            terminal.genuine += now_weight
+            terminal.genuine_ms = _later(terminal.genuine_ms, paid_ms)
+            if paid_ms > (terminal.fraud_ms or 0):
+                terminal.recovered += now_weight
+            band.genuine += now_weight
             return
-        is_far = a.raw_w > 0 and log > a.raw_log / a.raw_w + FAR_LOG
+        is_far = (log - FAR_LOG) * account.raw_weight > account.raw_logs and account.raw_weight > 0
         if is_far:
-            a.far += w
+            account.far += now_weight
         else:
-            a.near += w
-        a.last_fraud = max(a.last_fraud, p_ms)
-        explained = is_far or abs(p_ms - a.last_burst) < BURST_REACH_MS or a.far / w > 0.5
-        t.cb += w
-        if not explained:
-            t.un += w
-            t.un_day += w * (p_ms - EPOCH_MS) / DAY_MS
-            t.last_fraud = max(t.last_fraud, p_ms)
-        band[1] += w
+            account.near += now_weight
+        account.fraud_ms = _later(account.fraud_ms, paid_ms)
+        is_in_burst = account.burst_ms is not None and abs(paid_ms - account.burst_ms) < BURST_REACH_MS
+        is_unexplained = not is_far and not is_in_burst and account.far <= 0.5 * now_weight
+        if is_unexplained:
+            terminal.frauds += now_weight
+            terminal.fraud_ms_total += now_weight * (paid_ms - EPOCH_MS)
+            terminal.fraud_ms = _later(terminal.fraud_ms, paid_ms)
+            if terminal.frauds < EPISODE_LIMIT * now_weight:
+                terminal.first_fraud_ms = paid_ms
+        band.frauds += now_weight
 
-    def _payment(self, a: _Account, data, now: int) -> list[float]:
-        amount = max(data["amount_minor"], 1)
-        log = math.log(amount)
-        fast, slow = weight(now), weight(now, SLOW_TAU_MS)
-        fade = 1.0 / fast
-        ratio = z = z_lin = peak = 0.0
-        if a.w > 0:
-            mean = a.log / a.w
-            ratio = clip(log - mean, -4, 4)
-            peak = clip(log - (a.peak - (now - EPOCH_MS) / SLOW_TAU_MS), -4, 4)
-            if a.n >= 3:
-                z = clip((log - mean) / (math.sqrt(max(0.0, a.log2 / a.w - mean * mean)) + 0.1), -6, 12)
-                m = a.s / a.w
-                z_lin = clip((amount - m) / (math.sqrt(max(0.0, a.s2 / a.w - m * m)) + 0.1 * m), -6, 12)
-        times = a.times
-        gaps = [
-            math.log1p(clip(now - times[-k], 0.0, CAP_DAYS * DAY_MS) / 60000.0) if len(times) >= k else math.log1p(CAP_DAYS * 1440)
-            for k in (1, 4, 8)
-        ]
-        typical = (now - a.first) / a.n if a.n else 0
-        tempo = [
-            clip(math.log((max(0, now - times[-k]) + 60000.0) / (k * typical + 60000.0)), -8, 2)
-            if len(times) >= k and a.n >= k and typical > 0 else 0.0
-            for k in (4, 8)
-        ]
-        device, country = data.get("device_id"), data.get("country")
-        known = [d for d in (a.device, a.last_device) if d]
-        is_new = float(bool(device and known and device not in known))
-        is_foreign = float(bool(country and a.country and country != a.country))
-        history = math.log1p(a.n)
-        # habit update
-        is_habit = a.n < 3 or log <= a.raw_log / a.raw_w + OUTLIER_LOG
-        if not a.n:
-            a.first = now
-        a.first = min(a.first, now)
-        a.n += 1
-        a.raw_w += slow
-        a.raw_log += slow * log
-        if is_habit:
-            a.w += slow
-            a.log += slow * log
-            a.log2 += slow * log * log
-            a.s += slow * amount
-            a.s2 += slow * amount * amount
-            a.peak = max(a.peak, log + (now - EPOCH_MS) / SLOW_TAU_MS)
-        t = self.terminals[data["terminal_id"]]
-        t.pay += fast
-        band = self.bands[data.get("currency"), math.floor(BANDS_PER_E * log)]
-        band[0] += fast
-        pay, un = t.pay * fade, t.un * fade
-        mean_days = age(now, EPOCH_MS + DAY_MS * t.un_day / t.un) if t.un else CAP_DAYS
-        last_days = age(now, t.last_fraud)
-        expected = pay / 14 * max(0.0, 2 * mean_days - last_days - 4.5)
-        b_pay, b_cb, b_conf = (x * fade for x in band)
+    def _payment(self, account: _Account, data: Mapping[str, Any], now: int) -> list[float]:
+        log = math.log(max(data["amount_minor"], 1))
+        now_weight, slow = weight(now), weight(now, SLOW_WEIGHT_MS)
+        ratio = deviation = NAN
+        if account.habit > 1e-9 * slow:
+            mean = account.habit_logs / account.habit
+            variance = account.habit_squared_logs / account.habit - mean * mean
+            ratio = log - mean
+            deviation = ratio / (math.sqrt(max(0.0, variance)) + 0.1)
+        self._remember(account, now, log, slow)
+        times = account.times
+        gaps = {k: float(abs(now - times[-k])) if len(times) >= k else NAN for k in (1, 2, 4, 8)}
+        if gaps[4] < BURST_MS:
+            account.burst_ms = _later(account.burst_ms, now)
+        assert account.first_ms is not None
+        usual = max(0.0, (now - account.first_ms) / account.payments)
+        terminal, band = self._terminals[data["terminal_id"]], self._band(data, log)
+        terminal.payments += now_weight
+        band.payments += now_weight
+        mean_fraud_days = intensity = NAN
+        fraud_days = _days(now, terminal.fraud_ms)
+        if terminal.frauds > 0:
+            mean_ms = EPOCH_MS + terminal.fraud_ms_total / terminal.frauds
+            mean_fraud_days = _days(now, mean_ms)
+            expected = terminal.payments / 14 * max(0.0, 2 * mean_fraud_days - fraud_days - 4.5)
+            intensity = terminal.frauds / (now_weight + expected)
         return [
-            history, ratio, z, peak, z_lin, *gaps, *tempo, is_new, is_foreign,
-            a.far * fade, a.near * fade, a.conf * fade, age(now, a.last_fraud), apart(a.last_conf, a.last_fraud),
-            t.cb * fade, un, t.conf * fade, t.recovered * fade, un / (pay + 1), un / (expected + 1),
-            last_days, mean_days, apart(t.last_conf, t.last_fraud), age(now, t.news),
-            b_cb / (b_pay + 5), b_cb / (b_cb + b_conf + 1), math.log1p(b_cb),
-        ]
+            account.payments, ratio, deviation,
+            *(gaps[k] / 1000 for k in (1, 2, 4, 8)),
+            *((gaps[k] + 60_000) / (k * usual + 60_000) for k in (4, 8)),
+            self._is_new_device(account, data.get("device_id")),
+            self._is_foreign(account, data.get("country")),
+            account.far / now_weight, account.near / now_weight,
+            _days(now, account.fraud_ms), _days(account.genuine_ms, account.fraud_ms),
+            terminal.frauds / now_weight, terminal.genuine / now_weight,
+            terminal.recovered / now_weight, intensity,
+            fraud_days, mean_fraud_days, _days(now, terminal.first_fraud_ms),
+            _days(terminal.genuine_ms, terminal.fraud_ms), _days(now, terminal.news_ms),
+            band.frauds / (band.payments + 5 * now_weight),
+            band.frauds / (band.frauds + band.genuine + now_weight),
+        ]  # fmt: skip
+
+    @staticmethod
+    def _remember(account: _Account, now: int, log: float, slow: float) -> None:
+        is_habit = (
+            account.payments < 3
+            or (log - OUTLIER_LOG) * account.raw_weight <= account.raw_logs
+        )
+        account.first_ms = now if account.first_ms is None else min(account.first_ms, now)
+        account.payments += 1
+        account.raw_weight += slow
+        account.raw_logs += slow * log
+        if is_habit:
+            account.habit += slow
+            account.habit_logs += slow * log
+            account.habit_squared_logs += slow * log * log
+
+    def _band(self, data: Mapping[str, Any], log: float) -> _Band:
+        return self._bands[data.get("currency") or "", math.floor(7.0 * log)]
+
+    @staticmethod
+    def _is_new_device(account: _Account, device: str | None) -> float:
+        known = [d for d in (account.home_device, account.previous_device) if d is not None]
+        return float(device not in known) if device is not None and known else NAN
+
+    @staticmethod
+    def _is_foreign(account: _Account, country: str | None) -> float:
+        if country is None or account.home_country is None:
+            return NAN
+        return float(country != account.home_country)

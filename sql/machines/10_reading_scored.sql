@@ -10,7 +10,7 @@
 -- deviation    this reading, less the same mean, in the same standard deviations
 -- *_peak       largest size so far, this reading included; each size is capped (10, 50) and fades by exp(-age / 10000)
 -- All are 0 for the first 54 readings: 24 to judge and 30 to judge them by.
-CREATE VIEW reading_scored AS
+CREATE VIEW reading_features AS
 WITH steps AS (
     SELECT
         subject,
@@ -113,5 +113,23 @@ SELECT
     jump,
     COALESCE(EXP(jump_peak_log - age), CAST(0 AS DOUBLE)) AS jump_peak,
     deviation,
-    baseline_mean
+    baseline_mean,
+    arrival
 FROM peaks;
+
+CREATE VIEW reading_scored AS
+SELECT
+    subject,
+    cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    temperature,
+    readings_seen,
+    level_shift,
+    level_peak,
+    jump,
+    jump_peak,
+    deviation,
+    baseline_mean
+FROM reading_features;

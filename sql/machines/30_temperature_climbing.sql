@@ -1,8 +1,23 @@
--- Five readings of a machine in a row, each at least as high as the one before and the last well above the first.
+-- A hot machine that keeps getting hotter: four readings in a row, each more than two deviations above
+-- the machine's recent mean and each higher than the one before.
 -- Grain: one row a match; matches do not overlap (AFTER MATCH SKIP PAST LAST ROW).
--- Lane: log order (MATCH_RECOGNIZE over PROCTIME). The bound in time stands in DEFINE on event times:
--- all five within 12 hours; WITHIN only clears state of machines that fell silent.
--- Consumer: kept for analysis and for policies over patterns; no agent proposes on it by itself.
+-- Lane: log order (MATCH_RECOGNIZE over PROCTIME). "In a row" is readings_seen going up by one; only hot
+-- readings reach the pattern, since matching costs ten times a filter. The bound in time stands in
+-- DEFINE on event times: all four within 12 hours; WITHIN only clears state of machines that fell silent.
+-- Consumer: analysis and policies over patterns; no agent proposes on it by itself.
+CREATE VIEW hot_readings AS
+SELECT
+    subject,
+    cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    temperature,
+    readings_seen,
+    arrival
+FROM reading_features
+WHERE deviation > 2;
+
 CREATE VIEW temperature_climbing AS
 SELECT
     subject,
@@ -13,22 +28,23 @@ SELECT
     first_temperature,
     last_temperature,
     (event_ms - first_event_ms) / 1000 AS climbing_s
-FROM machine_temperature_measured
+FROM hot_readings
 MATCH_RECOGNIZE (
     PARTITION BY subject
     ORDER BY arrival
     MEASURES
-        LAST(rise.fact_id) AS cause_id,
+        LAST(rise.cause_id) AS cause_id,
         LAST(rise.event_ms) AS event_ms,
         LAST(rise.correlation_id) AS correlation_id,
         LAST(rise.hops) AS hops,
-        start_row.temperature AS first_temperature,
+        hot.temperature AS first_temperature,
         LAST(rise.temperature) AS last_temperature,
-        start_row.event_ms AS first_event_ms
+        hot.event_ms AS first_event_ms
     ONE ROW PER MATCH
     AFTER MATCH SKIP PAST LAST ROW
-    PATTERN (start_row rise{4}) WITHIN INTERVAL '7' DAY
+    PATTERN (hot rise{3}) WITHIN INTERVAL '7' DAY
     DEFINE
-        rise AS rise.temperature > COALESCE(LAST(rise.temperature, 1), start_row.temperature)
-            AND rise.event_ms - start_row.event_ms BETWEEN 0 AND 43200000
+        rise AS rise.temperature > COALESCE(LAST(rise.temperature, 1), hot.temperature)
+            AND rise.readings_seen = COALESCE(LAST(rise.readings_seen, 1), hot.readings_seen) + 1
+            AND rise.event_ms - hot.event_ms BETWEEN 0 AND 43200000
 );

@@ -6,7 +6,7 @@
 -- Consumer: payment_standing.
 --
 -- A fading count is SUM(EXP(t / tau)) / EXP(now / tau): it fades with event time and is one number of state.
--- weight fades with 14 days, slow_weight (payments only) with 60; exponents are bounded to +-600 around 2020-01-01.
+-- weight fades with 14 days, slow_weight (payments only) with 60; exponents are bounded to +-300 around 2022-01-01.
 CREATE VIEW payment_history AS
 WITH payment_facts AS (
     SELECT
@@ -40,10 +40,10 @@ WITH payment_facts AS (
 weighed AS (
     SELECT
         *,
-        EXP(GREATEST(-6E2, LEAST(6E2, CAST(payment_ms - 1577836800000 AS DOUBLE) / 1.2096E9))) AS weight,
+        EXP(GREATEST(-3E2, LEAST(3E2, CAST(payment_ms - 1640995200000 AS DOUBLE) / 1.2096E9))) AS weight,
         CASE
             WHEN is_payment
-            THEN EXP(GREATEST(-6E2, LEAST(6E2, CAST(event_ms - 1577836800000 AS DOUBLE) / 5.184E9)))
+            THEN EXP(GREATEST(-3E2, LEAST(3E2, CAST(event_ms - 1640995200000 AS DOUBLE) / 5.184E9)))
             ELSE 0E0
         END AS slow_weight
     FROM payment_facts
@@ -75,6 +75,7 @@ SELECT
     SUM(slow_weight) OVER log_order AS raw_weight,
     SUM(slow_weight * log_amount) OVER log_order AS raw_logs,
     LAG(event_ms, 1) OVER log_order AS event_ms_1,
+    LAG(event_ms, 2) OVER log_order AS event_ms_2,
     LAG(event_ms, 4) OVER log_order AS event_ms_4,
     LAG(event_ms, 8) OVER log_order AS event_ms_8,
     LAG(CASE WHEN is_payment THEN device_id END, 1) OVER log_order AS previous_device_id,

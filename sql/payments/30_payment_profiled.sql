@@ -49,6 +49,7 @@ SELECT
     (log_amount - habit_log)
     / (SQRT(GREATEST(0E0, habit_squared_log - habit_log * habit_log)) + 0.1E0) AS amount_deviation,
     CAST(ABS(event_ms - event_ms_1) AS DOUBLE) / 1E3 AS gap_1_s,
+    CAST(ABS(event_ms - event_ms_2) AS DOUBLE) / 1E3 AS gap_2_s,
     CAST(ABS(event_ms - event_ms_4) AS DOUBLE) / 1E3 AS gap_4_s,
     CAST(ABS(event_ms - event_ms_8) AS DOUBLE) / 1E3 AS gap_8_s,
     (ABS(event_ms - event_ms_4) + 6E4) / (4E0 * GREATEST(0E0, usual_gap_ms) + 6E4) AS tempo_4,

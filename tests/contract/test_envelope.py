@@ -106,14 +106,8 @@ INVALID: dict[str, bytes] = {
     **{f"{name}_number": raw(**{name: 1}) for name in MINIMAL},
     **{f"{name}_bool": raw(**{name: True}) for name in MINIMAL},
     **{f"{name}_array": raw(**{name: ["x"]}) for name in MINIMAL},
-    **{
-        f"{name}_empty": raw(**{name: ""})
-        for name in ("subject", "time", "dataschema", "datacontenttype")
-    },
-    **{
-        f"{name}_number": raw(**{name: 5})
-        for name in ("subject", "time", "dataschema", "datacontenttype")
-    },
+    **{f"{name}_empty": raw(**{name: ""}) for name in ("subject", "time", "dataschema", "datacontenttype")},
+    **{f"{name}_number": raw(**{name: 5}) for name in ("subject", "time", "dataschema", "datacontenttype")},
     "specversion_number": raw(specversion=1.0),
     "specversion_patch": raw(specversion="1.0.2"),
     "specversion_old": raw(specversion="0.3"),
@@ -135,7 +129,7 @@ INVALID: dict[str, bytes] = {
     "name_with_dot": raw(**{"my.ext": "x"}),
     "name_with_blank": raw(**{"my ext": "x"}),
     "name_empty": raw(**{"": "x"}),
-    "name_not_ascii": raw(**{"é": "x"}),
+    "name_not_ascii": raw(é="x"),
     "name_of_other_digits": raw(**{"٣": "x"}),
     "name_of_data_upper_case": raw(Data={}),
     "extension_float": raw(myext=1.5),
@@ -233,9 +227,7 @@ def test_the_error_names_the_event_when_a_batch_holds_a_bad_one() -> None:
         ("9999-12-31T23:59:60Z", 253402300800000),
     ],
 )
-def test_a_time_is_counted_in_milliseconds_when_written_in_any_legal_way(
-    text: str, expected_ms: int
-) -> None:
+def test_a_time_is_counted_in_milliseconds_when_written_in_any_legal_way(text: str, expected_ms: int) -> None:
     assert parse_time_ms(text) == expected_ms
 
 
@@ -291,6 +283,7 @@ def test_long_texts_are_judged_at_once_when_they_nearly_fit() -> None:
         (b"NaN", "not_json"),
         (b'"\\ud800"', "not_json"),
         (b"[" * 100_000, "not_json"),
+        (b"9" * 5000, "not_json"),  # JSON by the grammar; no number Flyball carries has 5000 digits
         (b'{"a":1,"a":1}', "duplicate_key"),
         (b'{"data":{"a":1,"\\u0061":2}}', "duplicate_key"),
     ],
@@ -301,16 +294,10 @@ def test_json_is_refused_with_a_code_when_it_is_not_strict(text: bytes, code: st
     assert refused.value.code == code
 
 
-def test_json_is_read_when_a_number_has_more_digits_than_python_likes() -> None:
-    try:
-        assert parse_json(b'{"a":' + b"9" * 5000 + b"}")
-    except BadInput as refused:
-        assert refused.code == "not_json"
-
-
 def test_an_id_is_the_same_when_derived_again() -> None:
     assert derive_id("c", "stage", "agent") == derive_id("c", "stage", "agent", 0)
-    assert derive_id("c", "stage", "agent") == "093c9a0a4288b2b431cc4500acbb88c8"  # fixed: SQL derives the same
+    # sha256sum of "c|stage|agent|0", first 32 digits: what jobs/context.py derives in SQL.
+    assert derive_id("c", "stage", "agent") == "093c9a0a4288b2b431cc4500acbb88c8"
     assert derive_id("c", "stage", "agent", 1) != derive_id("c", "stage", "agent", 0)
 
 

@@ -39,7 +39,7 @@ class NewdomainWorld:
     def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
         """A reading a minute and tank; a tank that is nearly empty gets a delivery."""
         draw = random.Random(seed)
-        levels = [draw.uniform(20, 100) for _ in range(TANKS)]
+        levels = [draw.uniform(5, 100) for _ in range(TANKS)]
         for n in range(count):
             tank = n % TANKS
             levels[tank] = levels[tank] - draw.uniform(0, 4) if levels[tank] > 4 else 100.0
