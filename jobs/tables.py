@@ -24,7 +24,7 @@ def raw_source(
     `is_timed` adds a watermark, generated inside the source for each partition apart (reading a
     backlog, partitions run apart by any amount; one watermark behind the source would call the
     slower ones late). It reads the envelope's `time` from the undecoded text, only when in UTC
-    ("Z") and never further ahead of the broker's clock than a fact may be.
+    ("Z"); one further ahead of the broker's clock than a fact may be moves nothing.
     """
     options = {
         "connector": "kafka",
@@ -68,7 +68,7 @@ def _source_watermark(settings: Settings) -> str:
     latest = f"appended_at + {interval(settings.max_ahead_s)}"
     epoch = "CAST(TIMESTAMP '1970-01-01 00:00:00.000' AS TIMESTAMP_LTZ(3))"
     return (
-        f",\n    claimed_at AS COALESCE(LEAST({claimed}, {latest}), {epoch}),\n"
+        f",\n    claimed_at AS COALESCE(CASE WHEN {claimed} <= {latest} THEN {claimed} END, {epoch}),\n"
         f"    WATERMARK FOR claimed_at AS claimed_at - {interval(settings.watermark_delay_s)}"
     )
 

@@ -87,12 +87,12 @@ class Submission:
                 raise JobFailed(f"submitting {job} took over {SUBMIT_PATIENCE_S:.0f} s") from None
             said = self._log(self._domain, job).read_text(errors="replace")
             if code:
-                raise JobFailed(f"submitting {self._domain}.{job} failed: {_last_cause(said)}")
+                raise JobFailed(f"submitting {self._domain}.{job} failed: {last_cause(said)}")
             ids[job] = said.strip().splitlines()[-1]
         return ids
 
 
-def _last_cause(said: str) -> str:
+def last_cause(said: str) -> str:
     """The innermost cause in a Java or Python stack trace, with its line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if "Traceback (most recent call last):" in said:
@@ -161,7 +161,7 @@ def root_cause(home: Home, job_id: str) -> str:
     # The newest entry of a given-up job is the giving up itself; the one before says why.
     traces = [entry["stacktrace"] for entry in entries]
     told = [t for t in traces if "Recovery is suppressed" not in t.splitlines()[0]] or traces
-    return _last_cause(told[0])
+    return last_cause(told[0])
 
 
 def restarts(home: Home, job_id: str) -> int:

@@ -62,11 +62,15 @@ class Part:
             )
         self.is_ready = False
 
-    def tail(self, lines: int = 12) -> str:
-        try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-        except FileNotFoundError:
-            return ""
+    def last_words(self) -> str:
+        """Why the process ended, as far as its output and its log file say."""
+        said = ""
+        for path in (self.log, self.log.with_suffix(".log")):
+            try:
+                said += "\n".join(path.read_text(errors="replace").splitlines()[-400:])
+            except FileNotFoundError:
+                continue
+        return flink_jobs.last_cause(said)
 
 
 class Supervisor:
@@ -174,7 +178,7 @@ class Supervisor:
             self.state = "failed"
             self.error = (
                 f"{part.name} ended with exit code {code} {len(part.restarted_at)} times within"
-                f" {RESTART_WINDOW_S / 60:.0f} minutes. Its last words ({part.log}):\n{part.tail()}"
+                f" {RESTART_WINDOW_S / 60:.0f} minutes: {part.last_words()} (logs: {self.home.logs})"
             )
             return
         part.restarts += 1
