@@ -103,7 +103,8 @@ class PaymentAssessed(SituationData):
     account_cleared_days: Days | None = Field(description="last known genuine less last known fraud")
     terminal_chargebacks: Fading = Field(description="unexplained by the account")
     terminal_confirmations: Fading
-    terminal_recoveries: Fading = Field(description="confirmations later than the last fraud here")
+    terminal_recoveries: int | None = Field(description="confirmations since its last fraud")
+    terminal_share: float = Field(description="chargebacks over payments here")
     terminal_intensity: float | None = Field(description="chargebacks over those of a fraud-only terminal")
     terminal_fraud_days: Days | None
     terminal_mean_fraud_days: Days | None

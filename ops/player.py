@@ -82,12 +82,14 @@ def _read_csv(
     header: bytes, lines: Iterator[bytes], world: World, subject: str | None
 ) -> Iterator[Item]:
     try:
-        columns = next(csv.reader([header.decode("utf-8-sig")]))
-    except (StopIteration, UnicodeDecodeError):
+        columns = next(csv.reader([header.decode("utf-8-sig")]), [])
+    except UnicodeDecodeError:
+        columns = []
+    if not columns:
         raise SetupFailed(
             "expected a CSV file with a header line, or one JSON object a line; came"
             f" {header[:60]!r}"
-        ) from None
+        )
     columns = [column.strip() for column in columns]
     for number, raw in enumerate(lines, start=2):
         if not raw.strip():

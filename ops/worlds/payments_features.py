@@ -33,7 +33,8 @@ FEATURES = (
     "payments_seen", "amount_ratio_log", "amount_deviation",
     "gap_1_s", "gap_2_s", "gap_4_s", "gap_8_s", "tempo_4", "tempo_8", "is_new_device", "is_foreign",
     "account_far_chargebacks", "account_near_chargebacks", "account_fraud_days", "account_cleared_days",
-    "terminal_chargebacks", "terminal_confirmations", "terminal_recoveries", "terminal_intensity",
+    "terminal_chargebacks", "terminal_confirmations", "terminal_recoveries", "terminal_share",
+    "terminal_intensity",
     "terminal_fraud_days", "terminal_mean_fraud_days", "terminal_first_fraud_days",
     "terminal_cleared_days", "terminal_news_days",
     "band_share", "band_judged_share",
@@ -78,7 +79,8 @@ class _Terminal:
     frauds: float = 0.0
     fraud_ms_total: float = 0.0
     genuine: float = 0.0
-    recovered: float = 0.0
+    confirmations: int = 0
+    confirmations_at_fraud: float = NAN
     fraud_ms: int | None = None
     genuine_ms: int | None = None
     news_ms: int | None = None
@@ -131,8 +133,7 @@ class Features:
             account.genuine_ms = _later(account.genuine_ms, paid_ms)
             terminal.genuine += now_weight
             terminal.genuine_ms = _later(terminal.genuine_ms, paid_ms)
-            if paid_ms > (terminal.fraud_ms or 0):
-                terminal.recovered += now_weight
+            terminal.confirmations += 1
             band.genuine += now_weight
             return
         is_far = (log - FAR_LOG) * account.raw_weight > account.raw_logs and account.raw_weight > 0
@@ -149,6 +150,8 @@ class Features:
             terminal.fraud_ms = _later(terminal.fraud_ms, paid_ms)
             if terminal.frauds < EPISODE_LIMIT * now_weight:
                 terminal.first_fraud_ms = paid_ms
+            if paid_ms > (terminal.genuine_ms or 0):
+                terminal.confirmations_at_fraud = terminal.confirmations
         band.frauds += now_weight
 
     def _payment(self, account: _Account, data: Mapping[str, Any], now: int) -> list[float]:
@@ -186,7 +189,8 @@ class Features:
             account.far / now_weight, account.near / now_weight,
             _days(now, account.fraud_ms), _days(account.genuine_ms, account.fraud_ms),
             terminal.frauds / now_weight, terminal.genuine / now_weight,
-            terminal.recovered / now_weight, intensity,
+            terminal.confirmations - terminal.confirmations_at_fraud,
+            terminal.frauds / (terminal.payments + now_weight), intensity,
             fraud_days, mean_fraud_days, _days(now, terminal.first_fraud_ms),
             _days(terminal.genuine_ms, terminal.fraud_ms), _days(now, terminal.news_ms),
             band.frauds / (band.payments + 5 * now_weight),

@@ -65,7 +65,7 @@ WORLDS: tuple[WorldSettings, ...] = (
 # Evidence that can only speak for fraud (1) or against it (-1), whatever the world.
 DIRECTION = {
     "tempo_4": -1, "tempo_8": -1, "is_new_device": 1, "is_foreign": 1, "account_far_chargebacks": 1,
-    "terminal_chargebacks": 1, "terminal_recoveries": -1, "band_share": 1, "band_judged_share": 1,
+    "terminal_chargebacks": 1, "terminal_recoveries": -1, "terminal_share": 1, "band_share": 1, "band_judged_share": 1,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@
 CREATE VIEW payment_terminal AS
 SELECT
     *,
+    COUNT(CASE WHEN is_genuine THEN 1 END) OVER log_order AS terminal_genuine_count,
     SUM(CASE WHEN is_payment THEN weight ELSE 0E0 END) OVER log_order AS terminal_payment_weight,
     SUM(CASE WHEN is_unexplained THEN weight ELSE 0E0 END) OVER log_order AS terminal_fraud_weight,
     SUM(CASE WHEN is_unexplained THEN weight * CAST(payment_ms - 1640995200000 AS DOUBLE) ELSE 0E0 END) OVER log_order

@@ -42,7 +42,8 @@ SELECT
     account_cleared_days,
     terminal_fraud_weight / weight AS terminal_chargebacks,
     terminal_genuine_weight / weight AS terminal_confirmations,
-    terminal_recovered_weight / weight AS terminal_recoveries,
+    terminal_genuine_count - terminal_genuine_count_at_fraud AS terminal_recoveries,
+    terminal_fraud_weight / (terminal_payment_weight + weight) AS terminal_share,
     terminal_fraud_weight
     / (weight + terminal_payment_weight / 14E0
         * GREATEST(0E0, 2E0 * terminal_mean_fraud_days - terminal_fraud_days - 4.5E0)) AS terminal_intensity,

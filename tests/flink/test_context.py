@@ -28,8 +28,8 @@ def test_a_situation_comes_out_typed_and_with_a_derived_id_when_a_fact_goes_in(m
 
 def test_duplicates_are_dropped_when_they_come_within_the_remembered_rows(machines: Loop) -> None:
     facts = [reading("twice-1", START_MS + n * MINUTE_MS, 20 + n) for n in range(DEDUPLICATION_ROWS)]
-    events = machines.encode(*facts, reading("twice-1", START_MS + HOUR_MS))
-    log = [*events[:-1], events[0], events[-1], events[-1], events[5]]
+    events = machines.encode(*facts, *(reading("twice-1", START_MS + n * HOUR_MS) for n in (1, 2)))
+    log = [*events[:-2], events[0], events[-2], events[-2], events[5], events[-1]]
     machines.send("facts", *(("twice-1", event) for event in log))
     seen = machines.wait_for(
         "every reading once",
@@ -50,23 +50,25 @@ def test_readings_keep_the_order_of_their_log_when_their_times_do_not(machines: 
     assert [s["data"]["readings_seen"] for s in seen] == [1, 2, 3, 4, 5]
 
 
-def test_a_pattern_is_found_once_when_five_readings_climb(machines: Loop) -> None:
-    temperatures = [10, 9, 11, 12, 13, 14, 15, 15, 16, 17, 18, 16]
-    facts = [reading("climb-1", START_MS + n * MINUTE_MS, t) for n, t in enumerate(temperatures)]
-    slow = [reading("climb-2", START_MS + n * 4 * HOUR_MS, 10 + n) for n in range(5)]
-    ids = machines.emit(*facts, *slow, reading("climb-2", START_MS + 30 * HOUR_MS, 0))
+def test_a_pattern_is_found_once_when_four_hot_readings_climb(machines: Loop) -> None:
+    usual = [20.0 + n % 7 for n in range(80)]
+    fast = [*usual, 60, 61, 62, 63, 64, 60, 61, 61, 62, 63]
+    slow = [*usual, 60, 61, 62, 63, 20]
+    ids = machines.emit(*(reading("climb-1", START_MS + n * MINUTE_MS, t) for n, t in enumerate(fast)))
+    machines.emit(*(reading("climb-2", START_MS + n * 5 * HOUR_MS, t) for n, t in enumerate(slow)))
+    for subject, temperatures in (("climb-1", fast), ("climb-2", slow)):
+        machines.wait_for(
+            f"all readings of {subject}",
+            lambda s=subject, t=temperatures: len(machines.situations("reading_scored", s)) == len(t),
+        )
     (match,) = machines.wait_for(
         "the climb", lambda: machines.situations("temperature_climbing", "climb-1")
     )
     assert match["data"] | {"event_time": None} == {
-        "event_time": None, "first_temperature": 9.0, "last_temperature": 14.0, "climbing_s": 240,
+        "event_time": None, "first_temperature": 60.0, "last_temperature": 63.0, "climbing_s": 180,
     }  # fmt: skip
-    assert match["causationid"] == ids[5]
-    machines.wait_for(
-        "all readings of climb-2",
-        lambda: len(machines.situations("reading_scored", "climb-2")) == 6,
-    )
-    assert machines.situations("temperature_climbing", "climb-2") == [], "16 hours are too slow a climb"
+    assert match["causationid"] == ids[83]
+    assert machines.situations("temperature_climbing", "climb-2") == [], "15 hours are too slow a climb"
 
 
 def test_windows_close_and_late_readings_are_kept_when_event_time_passes(machines: Loop) -> None:

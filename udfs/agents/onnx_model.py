@@ -38,6 +38,8 @@ class LoadedModel:
             row = np.array([values], dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ModelRefused(f"model {self.used.name!r}: expected numbers: {error}") from None
+        if row.shape != (1, len(self.inputs)):
+            raise ModelRefused(f"model {self.used.name!r}: expected numbers, came a list")
         answer = float(self.session.run([self.output], {self.input_name: row})[0].reshape(-1)[0])
         if not -1e-6 <= answer <= 1 + 1e-6:
             raise ModelRefused(

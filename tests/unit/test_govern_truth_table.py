@@ -1,0 +1,175 @@
+"""`govern`'s pure core against tests/data/govern_truth_table.yaml, and that a log decides itself again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from contracts.command import Command
+from contracts.decision import Decision, Reason
+from contracts.domain import load_domain
+from contracts.envelope import format_time_ms, parse_time_ms
+from contracts.errors import BadInput
+from contracts.policy import Policy, PolicySwitch
+from tests.loop import proposal
+from udfs.policy.govern import Decided, Governor, SubjectState
+from udfs.policy.policy_file import parse
+from udfs.policy.policy_set import PolicySet
+
+START_MS = parse_time_ms("2014-01-01T00:00:00Z")
+CONTRACT = load_domain("machines")
+TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
+    (Path(__file__).parent.parent / "data" / "govern_truth_table.yaml").read_text()
+)
+
+
+def policies_of(case: dict[str, Any]) -> PolicySet:
+    policies = []
+    for given in case.get("policies", ()):
+        fields = {"version": 1, "status": "active", "when": "true", "verdict": "allow", "reason": "a test"}
+        raw = {**fields, **given}
+        raw["policy_id"] = raw.pop("id")
+        policies.append(parse(orjson.dumps(raw).decode(), CONTRACT.policy_variables()))
+    switches = [PolicySwitch(paused=True, **given) for given in case.get("switches", ())]
+    return PolicySet.compile(policies, switches)
+
+
+def record_of(given: dict[str, Any], ordinal: int) -> bytes:
+    given = dict(given)
+    event_ms = START_MS + int(given.pop("at", 0) * 1000)
+    features_at = given.pop("features_at", None)
+    fields = {
+        "situation_type": given.pop("situation", "machines.reading_scored"),
+        "expires_after_s": given.pop("expires_after", None),
+        "features": given.pop("features", {}),
+        "agent": "a", **given,
+    }
+    _, event = proposal("m-1", event_ms=event_ms, name=str(ordinal), **fields)
+    if features_at is None:
+        return event
+    changed = orjson.loads(event)
+    changed["data"]["features_at"] = format_time_ms(START_MS + features_at * 1000)
+    return orjson.dumps(changed)
+
+
+def decide(case: dict[str, Any]) -> list[Decided]:
+    """Every proposal of a case in order; the state passes through its JSON as it does in Flink."""
+    governor, policies, state = Governor(CONTRACT, max_hops=6), policies_of(case), SubjectState()
+    decided = []
+    for ordinal, given in enumerate(case["given"]):
+        incoming = governor.read(b"m-1", record_of(given, ordinal))
+        decided.append(governor.decide(state, incoming, policies))
+        state = SubjectState.from_json(state.to_json())
+    return decided
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
+def test_the_decision_is_as_the_truth_table_says_when_a_proposal_comes(case: dict[str, Any]) -> None:
+    decided = decide(case)
+    assert len(decided) == len(case["expect"])
+    for ordinal, (got, wanted) in enumerate(zip(decided, case["expect"], strict=True)):
+        data = Decision.model_validate_json(orjson.dumps(orjson.loads(got.decision)["data"]))
+        place = f"proposal {ordinal}: {data.explanation}"
+        assert (data.verdict, data.reason) == (wanted["verdict"], wanted["reason"]), place
+        assert (got.command is not None) is (data.verdict == "allow") is (data.command_id is not None), place
+        if "is_commanded" in wanted:
+            assert (got.command is not None) is wanted["is_commanded"], place
+        if "matched" in wanted:
+            assert [p.policy_id for p in data.policies] == wanted["matched"], place
+        if "explains" in wanted:
+            assert wanted["explains"] in data.explanation
+        if "clock" in wanted:
+            assert data.decided_at_event_time == format_time_ms(START_MS + wanted["clock"] * 1000), place
+
+
+def test_every_reason_code_is_in_the_truth_table() -> None:
+    assert {wanted["reason"] for case in TABLE for wanted in case["expect"]} == set(Reason)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
+def test_the_same_bytes_come_out_when_a_log_is_decided_again(case: dict[str, Any]) -> None:
+    assert decide(case) == decide(case)
+
+
+def test_a_command_says_what_was_allowed_when_there_is_one() -> None:
+    case = {"policies": [{"id": "may"}], "given": [{"expires_after": 60, "parameters": {"duration_s": 5}}]}
+    (decided,) = decide(case)
+    assert decided.command is not None
+    decision, command = orjson.loads(decided.decision), orjson.loads(decided.command)
+    data = Command.model_validate(command["data"])
+    assert data.command_id == command["id"] == decision["data"]["command_id"]
+    assert data.decision_id == command["causationid"] == decision["id"]
+    assert (data.action, data.parameters, data.agent) == ("activate_cooling", {"duration_s": 5}, "a")
+    assert data.event_time == decision["data"]["event_time"] == "2014-01-01T00:00:00Z"
+    assert command["expirytime"] == "2014-01-01T00:01:00Z"
+
+
+def test_no_command_comes_out_when_the_allowed_action_needs_none() -> None:
+    contract = load_domain("payments")
+    action = next(a for a in contract.actions.values() if not a.is_commanded)
+    situation = next(iter(contract.situations))
+    governor = Governor(contract, max_hops=6)
+    policies = PolicySet.compile(
+        [Policy(policy_id="may", version=1, status="active", when="true", verdict="allow", reason="r")]
+    )
+    _, event = proposal(
+        "m-1", event_ms=START_MS, action=action.action, situation_type=situation, features={},
+        parameters=dict.fromkeys(action.model_fields, "x"), domain="payments",
+    )  # fmt: skip
+    decided = governor.decide(SubjectState(), governor.read(b"m-1", event), policies)
+    assert orjson.loads(decided.decision)["data"]["verdict"] == "allow"
+    assert decided.command is None
+
+
+GOOD = orjson.loads(proposal("m-1", event_ms=START_MS)[1])
+
+# what is wrong -> change of the envelope, change of the data, cause
+MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "another type": ({"type": "flyball.command"}, {}, "unknown_type"),
+    "another subject than its key": ({"subject": "m-2"}, {}, "key_mismatch"),
+    "subject is no text": ({"subject": 5}, {}, "envelope_invalid"),
+    "hops is text": ({"hops": "1"}, {}, "envelope_invalid"),
+    "hops below 0": ({"hops": -1}, {}, "envelope_invalid"),
+    "hops past all counting": ({"hops": 1e30}, {}, "envelope_invalid"),
+    "expiry is prose": ({"expirytime": "soon"}, {}, "envelope_invalid"),
+    "an action nobody knows": ({}, {"action": "launch_missiles"}, "data_invalid"),
+    "a situation nobody knows": ({}, {"situation_type": "machines.exploded"}, "data_invalid"),
+    "a parameter too many": ({}, {"parameters": {"duration_s": 60, "x": 1}}, "data_invalid"),
+    "a parameter too few": ({}, {"parameters": {}}, "data_invalid"),
+    "a parameter of another type": ({}, {"parameters": {"duration_s": "60"}}, "data_invalid"),
+    "a parameter past its bounds": ({}, {"parameters": {"duration_s": 86_401}}, "data_invalid"),
+    "confidence over 1": ({}, {"confidence": 1.01}, "data_invalid"),
+    "an unknown field": ({}, {"verdict": "allow"}, "data_invalid"),
+    "no such day": ({}, {"event_time": "2014-02-30T00:00:00Z"}, "envelope_invalid"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_proposal_is_refused_when_it_is_malformed(name: str) -> None:
+    envelope, data, cause = MALFORMED[name]
+    event = {**GOOD, **envelope, "data": {**GOOD["data"], **data}}
+    with pytest.raises(BadInput) as refused:
+        Governor(CONTRACT, max_hops=6).read(b"m-1", orjson.dumps(event))
+    assert refused.value.code == cause
+
+
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [(None, "empty"), (b"", "empty"), (b"{", "not_json"), (b"\xff", "not_json"), (b"[]", "envelope_invalid"), (b"{}", "envelope_invalid")],
+)  # fmt: skip
+def test_a_record_is_refused_when_it_is_no_proposal(value: bytes | None, cause: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        Governor(CONTRACT, max_hops=6).read(b"m-1", value)
+    assert refused.value.code == cause
+
+
+def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None:
+    state = SubjectState()
+    for day in range(5):
+        state.clock_ms = START_MS + day * 86_400_000
+        state.remember("activate_cooling", state.clock_ms, 2 * 86_400_000)
+    assert state.count("activate_cooling", 10 * 86_400_000) == 2

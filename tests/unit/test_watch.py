@@ -1,0 +1,113 @@
+"""What the watcher counts, and how long it says things took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ops import watch as module
+from ops.watch import Seen, Watch, percentiles
+from tests.kafka_stand_in import StandInBroker, StandInConsumer
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
+    broker = StandInBroker()
+    monkeypatch.setattr(module.kafka, "consumer", lambda _: StandInConsumer(broker))
+    return broker
+
+
+def event(kind: str, **fields: Any) -> bytes:
+    data = fields.pop("data", {})
+    return orjson.dumps({"type": kind, "id": fields.pop("id", "e"), "hops": 0, **fields, "data": data})
+
+
+def watched(broker: StandInBroker, **options: Any) -> Seen:
+    """What was seen once everything in the broker was read."""
+    watch = Watch("nowhere:1", "machines", **{"is_committed": False, "from_beginning": True, **options})
+    watch.start()
+    total = sum(len(log) for name, log in broker.topics.items() if name.split(".")[1] in module._WATCHED)
+    for _ in range(200):
+        if sum(watch._reader._positions.values()) >= total and watch.seen.last_change_at:
+            break
+        watch.join(0.02)
+    watch.stop()
+    assert watch.error is None
+    return watch.seen
+
+
+def test_facts_are_counted_apart_from_repeats_and_ticks(broker: StandInBroker) -> None:
+    for fact_id in ("a", "b", "a"):
+        broker.put("machines.facts", b"m", event("machine.temperature_measured", id=fact_id), timestamp=5)
+    broker.put("machines.facts", b"c", event("flyball.clock_ticked", id="t"))
+    broker.put("machines.facts", b"m", b"not json")
+    seen = watched(broker)
+    assert (seen.facts, seen.duplicates, seen.first_fact_ms) == (4, 1, 5)
+
+
+def test_latency_counts_from_the_fact_when_what_came_of_it_is_of_the_first_round(broker: StandInBroker) -> None:
+    broker.put("machines.facts", b"m", event("machine.temperature_measured", id="f"), timestamp=1000)
+    decided = {"verdict": "allow", "reason": "allowed_by_policy"}
+    broker.put("machines.decisions", b"m", event("flyball.decision", correlationid="f", data=decided), timestamp=1042)
+    broker.put("machines.decisions", b"m", event("flyball.decision", correlationid="f", hops=1, data=decided), timestamp=9000)
+    broker.put("machines.decisions", b"m", event("flyball.decision", correlationid="?", data=decided), timestamp=9000)
+    broker.put("machines.commands", b"m", event("flyball.command", correlationid="f", data={"command_id": "c", "action": "cool"}), timestamp=1050)
+    seen = watched(broker)
+    assert (seen.decision_ms, seen.command_ms) == ([42], [50])
+    assert seen.verdicts == {"allow": 3}
+    assert seen.last_decision_ms == 9000
+
+
+def test_a_command_is_open_until_its_outcome_comes(broker: StandInBroker) -> None:
+    for command_id in ("c-1", "c-2"):
+        data = {"command_id": command_id, "action": "cool"}
+        broker.put("machines.commands", b"m", event("flyball.command", data=data))
+    broker.put("machines.outcomes", b"m", event("flyball.outcome", data={"command_id": "c-1", "status": "failed"}))
+    seen = watched(broker)
+    assert seen.open_commands == {"c-2"}
+    assert (seen.commands, seen.actions, seen.outcomes) == (2, {"cool": 2}, {"failed": 1})
+
+
+def test_dead_letters_are_counted_by_cause(broker: StandInBroker) -> None:
+    for cause in ("not_json", "not_json", "empty"):
+        broker.put("machines.dead-letters", b"p", event("flyball.dead_letter", data={"cause": cause}))
+    seen = watched(broker)
+    assert (seen.dead_letters, seen.causes) == (3, {"not_json": 2, "empty": 1})
+
+
+def test_lines_are_written_as_read_when_a_folder_is_given(broker: StandInBroker, tmp_path: Path) -> None:
+    lines = [event("flyball.decision", id=name, data={"verdict": "deny", "reason": "paused"}) for name in "ab"]
+    for line in lines:
+        broker.put("machines.decisions", b"m", line)
+    watched(broker, spool=tmp_path)
+    assert (tmp_path / "decisions.jsonl").read_bytes() == b"".join(line + b"\n" for line in lines)
+    assert (tmp_path / "commands.jsonl").read_bytes() == b""
+
+
+def test_a_waiting_world_gets_the_decision_about_its_key(broker: StandInBroker) -> None:
+    data = {"verdict": "deny", "reason": "paused", "action": "block", "parameters": {"transaction_id": "t"}}
+    watch = Watch(
+        "nowhere:1", "machines", is_committed=False, from_beginning=True,
+        decision_key=lambda decision: decision["parameters"]["transaction_id"],
+    )  # fmt: skip
+    watch.start()
+    broker.put("machines.decisions", b"m", event("flyball.decision", data=data))
+    assert watch.decision_of()("t") == ("deny", "block")
+    assert watch.decision_of(timeout_s=0.01)("other") is None
+    watch.stop()
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([], {"p50": None, "p95": None, "p99": None}),
+        ([7], {"p50": 7.0, "p95": 7.0, "p99": 7.0}),
+        (list(range(100, 0, -1)), {"p50": 50.0, "p95": 95.0, "p99": 99.0}),
+        ([1, 2], {"p50": 1.0, "p95": 2.0, "p99": 2.0}),
+    ],
+)
+def test_percentiles_are_by_nearest_rank(values: list[int], wanted: dict[str, float | None]) -> None:
+    assert percentiles(values) == wanted
