@@ -103,7 +103,7 @@ class PaymentAssessed(SituationData):
     account_cleared_days: Days | None = Field(description="last known genuine less last known fraud")
     terminal_chargebacks: Fading = Field(description="unexplained by the account")
     terminal_confirmations: Fading
-    terminal_recoveries: int | None = Field(description="confirmations since its last fraud")
+    terminal_recoveries: int = Field(description="confirmations since its last fraud")
     terminal_share: float = Field(description="chargebacks over payments here")
     terminal_intensity: float | None = Field(description="chargebacks over those of a fraud-only terminal")
     terminal_fraud_days: Days | None
@@ -113,6 +113,7 @@ class PaymentAssessed(SituationData):
     terminal_news_days: Days | None = Field(description="since the last outcome told here")
     band_share: float = Field(description="chargebacks over payments of about this amount")
     band_judged_share: float = Field(description="chargebacks over outcomes of about this amount")
+    is_terminal_suspected: bool
 
 
 class ProbeThenPurchase(SituationData):

@@ -17,6 +17,8 @@ CHECKPOINTS = "file:///var/lib/flyball/checkpoints"
 EVERYWHERE = "0.0.0.0"
 # Ours: ops/cluster.py sets the same for the embedded cluster, with its own addresses and folders.
 RUNTIME: dict[str, Any] = {
+    # For table.generated-code.max-length, see conf/flink.yaml.
+    "env": {"java": {"opts": {"taskmanager": "-XX:-DontCompileHugeMethods"}}},
     "jobmanager": {"rpc": {"address": "jobmanager", "port": 6123}, "bind-host": EVERYWHERE},
     "taskmanager": {"bind-host": EVERYWHERE},
     "rest": {"address": "jobmanager", "bind-address": EVERYWHERE, "port": 8081},

@@ -229,7 +229,7 @@ def main() -> None:
     )
     writer = kafka.producer(bootstrap, linger_ms=0)
     actuator = Actuator(asked.domain, memory, load_world(asked.domain).handlers(asked.seed), reader, writer)
-    reader.poll(timeout_ms=100)
+    actuator.step()  # joins the group
     (home.run / "actuators" / f"{asked.domain}.ready").touch()
     while not stopping:
         actuator.step()

@@ -46,6 +46,8 @@ class Seen:
     first_fact_ms: int | None = None
     last_decision_ms: int | None = None
     open_commands: set[str] = field(default_factory=set)
+    # Outcomes seen before their command: topics are read side by side, in no order between them.
+    early_outcomes: set[str] = field(default_factory=set)
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=8))
     # The command whose chain says most (most often round the loop, then the last): (hops, id).
     telling: tuple[int, str] | None = None
@@ -170,7 +172,11 @@ class Watch(threading.Thread):
             seen.causes[str(data.get("cause"))] += 1
         elif kind == "outcomes":
             seen.outcomes[str(data.get("status"))] += 1
-            seen.open_commands.discard(str(data.get("command_id")))
+            command_id = str(data.get("command_id"))
+            if command_id in seen.open_commands:
+                seen.open_commands.discard(command_id)
+            else:
+                seen.early_outcomes.add(command_id)
         else:
             self._take_decided(kind, record, event, data)
 
@@ -198,7 +204,11 @@ class Watch(threading.Thread):
             hops = int(event.get("hops") or 0)
             if seen.telling is None or hops >= seen.telling[0]:
                 seen.telling = (hops, str(event.get("id")))
-            seen.open_commands.add(str(data.get("command_id")))
+            command_id = str(data.get("command_id"))
+            if command_id in seen.early_outcomes:
+                seen.early_outcomes.discard(command_id)
+            else:
+                seen.open_commands.add(command_id)
             if latency is not None:
                 seen.command_ms.append(latency)
 

@@ -26,6 +26,8 @@ FAR_LOG = 0.9
 BURST_MS = 3_600_000
 BURST_REACH_MS = 7_200_000
 EPISODE_LIMIT = 1.2
+SUSPECTED_FROM = 0.5
+CLEARED_BY = 2
 NAN = math.nan
 
 # The model's inputs, in order: features of the situation payments.payment_assessed.
@@ -37,7 +39,7 @@ FEATURES = (
     "terminal_intensity",
     "terminal_fraud_days", "terminal_mean_fraud_days", "terminal_first_fraud_days",
     "terminal_cleared_days", "terminal_news_days",
-    "band_share", "band_judged_share",
+    "band_share", "band_judged_share", "is_terminal_suspected",
 )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ class _Terminal:
     fraud_ms_total: float = 0.0
     genuine: float = 0.0
     confirmations: int = 0
-    confirmations_at_fraud: float = NAN
+    confirmations_at_fraud: int = 0
     fraud_ms: int | None = None
     genuine_ms: int | None = None
     news_ms: int | None = None
@@ -162,7 +164,8 @@ class Features:
             mean = account.habit_logs / account.habit
             variance = account.habit_squared_logs / account.habit - mean * mean
             ratio = log - mean
-            deviation = ratio / (math.sqrt(max(0.0, variance)) + 0.1)
+            if account.payments >= 3:
+                deviation = ratio / (math.sqrt(max(0.0, variance)) + 0.1)
         self._remember(account, now, log, slow)
         times = account.times
         gaps = {k: float(abs(now - times[-k])) if len(times) >= k else NAN for k in (1, 2, 4, 8)}
@@ -174,6 +177,8 @@ class Features:
         terminal.payments += now_weight
         band.payments += now_weight
         mean_fraud_days = intensity = NAN
+        recoveries = terminal.confirmations - terminal.confirmations_at_fraud
+        is_suspected = terminal.frauds >= SUSPECTED_FROM * now_weight and recoveries < CLEARED_BY
         fraud_days = _days(now, terminal.fraud_ms)
         if terminal.frauds > 0:
             mean_ms = EPOCH_MS + terminal.fraud_ms_total / terminal.frauds
@@ -189,12 +194,11 @@ class Features:
             account.far / now_weight, account.near / now_weight,
             _days(now, account.fraud_ms), _days(account.genuine_ms, account.fraud_ms),
             terminal.frauds / now_weight, terminal.genuine / now_weight,
-            terminal.confirmations - terminal.confirmations_at_fraud,
-            terminal.frauds / (terminal.payments + now_weight), intensity,
+            recoveries, terminal.frauds / (terminal.payments + now_weight), intensity,
             fraud_days, mean_fraud_days, _days(now, terminal.first_fraud_ms),
             _days(terminal.genuine_ms, terminal.fraud_ms), _days(now, terminal.news_ms),
             band.frauds / (band.payments + 5 * now_weight),
-            band.frauds / (band.frauds + band.genuine + now_weight),
+            band.frauds / (band.frauds + band.genuine + now_weight), float(is_suspected),
         ]  # fmt: skip
 
     @staticmethod

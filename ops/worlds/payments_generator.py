@@ -23,6 +23,7 @@ DAY_MS = 24 * HOUR_MS
 COUNTRIES = ("DE", "FR", "NL", "PL", "ES", "IT", "AT", "SE")
 CURRENCIES = {"PL": "PLN", "SE": "SEK"}
 _PAYMENTS_PER_ACCOUNT_AND_DAY = 2.75
+_DEFAULT_DAYS = 55
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class WorldSettings:
     spread: tuple[float, float] = (0.25, 0.5)  # log sigma, or standard deviation over mean
     has_profile: bool = True  # currency, country, device, profile facts
     bursts_per_day: float = 0.7
-    burst_payments: tuple[int, int] = (10, 24)
+    burst_payments: tuple[int, int] = (12, 28)
     outliers_per_day: float = 1.5
     takeovers_per_day: float = 0.5
     takeover_days: tuple[int, int] = (5, 16)
     takeover_share: float = 0.35
     takeover_factor: tuple[float, float] = (4.5, 7.0)
-    compromises_per_day: float = 0.15
-    compromise_days: tuple[int, int] = (18, 38)
+    compromises_per_day: float = 0.18
+    compromise_days: tuple[int, int] = (21, 42)
     compromise_share: float = 0.98
     forbidden_above: float | None = None  # every payment above this amount is fraud
     sprees_per_account: float = 0.6  # genuine: a few purchases within two hours
@@ -69,7 +70,7 @@ class WorldSettings:
 def world_of_size(count: int) -> WorldSettings:
     """The default world, made so large and long that it holds about `count` facts."""
     base = WorldSettings()
-    accounts = int(np.clip(count / (45 * _PAYMENTS_PER_ACCOUNT_AND_DAY), 60, base.accounts))
+    accounts = int(np.clip(count / (_DEFAULT_DAYS * _PAYMENTS_PER_ACCOUNT_AND_DAY), 60, base.accounts))
     share = accounts / base.accounts
     return replace(
         base,

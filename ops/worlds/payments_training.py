@@ -21,10 +21,14 @@ from ops.worlds.payments_features import FEATURES, Features
 from ops.worlds.payments_generator import DAY_MS, LabelledPayment, WorldSettings, generate
 from ops.worlds.payments_outcomes import CHARGEBACK_DAYS, with_late_outcomes
 
-REVIEW_AT = 0.40  # as in conf/payments/agents.yaml
+# As in conf/payments/agents.yaml.
+REVIEW_AT = 0.40
+SUSPECTED_REVIEW_AT = 0.10
 BLOCK_AT = 0.98
 EXPLORED_SHARE = 0.25
 SEED = 11
+
+SUSPECTED = FEATURES.index("is_terminal_suspected")
 
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -66,6 +70,7 @@ WORLDS: tuple[WorldSettings, ...] = (
 DIRECTION = {
     "tempo_4": -1, "tempo_8": -1, "is_new_device": 1, "is_foreign": 1, "account_far_chargebacks": 1,
     "terminal_chargebacks": 1, "terminal_recoveries": -1, "terminal_share": 1, "band_share": 1, "band_judged_share": 1,
+    "is_terminal_suspected": 1,
 }  # fmt: skip
 
 
@@ -82,7 +87,7 @@ class Played:
 
 def play(
     facts: Iterable[NewFact], scores: Scores, *, review_at: float = REVIEW_AT,
-    block_at: float = BLOCK_AT, explored_share: float = 0.0, seed: int = SEED,
+    suspected_review_at: float = SUSPECTED_REVIEW_AT, block_at: float = BLOCK_AT, explored_share: float = 0.0, seed: int = SEED,
 ) -> Played:  # fmt: skip
     """Play a world against a model, without cluster; what would be blocked is spared by a share."""
     played, state, places = Played(), Features(), dict[str, int]()
@@ -93,10 +98,12 @@ def play(
         fresh = played.features[len(played.actions) :]
         if not fresh:
             return
-        for score in scores(np.asarray(fresh, dtype=np.float32)).tolist():
+        answers = scores(np.asarray(fresh, dtype=np.float32)).tolist()
+        for score, features in zip(answers, fresh, strict=True):
+            bound = suspected_review_at if features[SUSPECTED] else review_at
             is_blocked = score >= block_at and not (explored_share and rng.random() < explored_share)
             action = "block_payment" if is_blocked else "allow_payment"
-            if not is_blocked and score >= review_at:
+            if not is_blocked and score >= bound:
                 action = "review_payment"
             played.scores.append(score)
             played.actions.append(action)

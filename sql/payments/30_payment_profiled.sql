@@ -46,8 +46,11 @@ SELECT
     weight,
     payments_seen,
     log_amount - habit_log AS amount_ratio_log,
-    (log_amount - habit_log)
-    / (SQRT(GREATEST(0E0, habit_squared_log - habit_log * habit_log)) + 0.1E0) AS amount_deviation,
+    CASE
+        WHEN payments_seen > 3
+        THEN (log_amount - habit_log)
+            / (SQRT(GREATEST(0E0, habit_squared_log - habit_log * habit_log)) + 0.1E0)
+    END AS amount_deviation,
     CAST(ABS(event_ms - event_ms_1) AS DOUBLE) / 1E3 AS gap_1_s,
     CAST(ABS(event_ms - event_ms_2) AS DOUBLE) / 1E3 AS gap_2_s,
     CAST(ABS(event_ms - event_ms_4) AS DOUBLE) / 1E3 AS gap_4_s,

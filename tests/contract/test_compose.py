@@ -1,0 +1,165 @@
+"""docker-compose.yml and docker/: whole, pinned, and the same settings as the embedded instance."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyflink
+import pytest
+from ruamel.yaml import YAML
+
+from jobs.settings import Settings
+from ops.flink_jobs import JOBS
+from ops.home import CHECKOUT
+from ops.setup import read_jars_lock
+
+COMPOSE: dict[str, Any] = YAML(typ="safe").load((CHECKOUT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (CHECKOUT / "docker" / "Dockerfile").read_text()
+DOMAIN = "${FLYBALL_DOMAIN:-machines}"
+
+
+def _version(artifact: str) -> str:
+    return next(jar.coordinate.rsplit(":", 1)[1] for jar in read_jars_lock() if f":{artifact}:" in jar.coordinate)
+
+
+@pytest.fixture(scope="module")
+def configure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("configure", CHECKOUT / "docker" / "configure.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def config(configure: ModuleType) -> dict[str, Any]:
+    """The containers' config.yaml, made from the one in the Flink distribution."""
+    shipped = Path(pyflink.__file__).parent / "conf" / "config.yaml"
+    made: dict[str, Any] = configure.configuration(YAML(typ="safe").load(shipped.read_text()))
+    return made
+
+
+def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def test_every_image_is_pinned_to_the_version_of_the_locks() -> None:
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{_version('kafka_2.13')}"
+    stages = re.findall(r"(?m)^FROM (\S+)", DOCKERFILE)
+    assert [re.split(r"[:-]", stage)[:2] for stage in stages] == [
+        ["flink", _version("flink-sql-gateway")],
+        ["python", stages[1].split(":")[1].split("-")[0]],
+    ]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", stages[1])
+    for service in SERVICES.values():
+        assert not service["image"].endswith(":latest") and ":" in service["image"]
+
+
+def test_the_image_installs_the_locked_packages_and_jars() -> None:
+    assert "pip install --no-cache-dir --require-hashes -r requirements.lock" in DOCKERFILE
+    assert "fetch_jars(" in DOCKERFILE, "jars are checked against conf/jars.lock"
+    assert "apache-flink==2.2.1" in (CHECKOUT / "requirements.lock").read_text()
+
+
+def test_every_setting_of_the_embedded_cluster_holds_in_containers(config: dict[str, Any]) -> None:
+    embedded = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
+    found = dict(_leaves(config))
+
+    for path, value in _leaves(embedded):
+        assert found[path] == value, path
+
+
+def test_containers_reach_each_other_when_configured(config: dict[str, Any]) -> None:
+    found = {".".join(path): value for path, value in _leaves(config)}
+
+    assert found["jobmanager.rpc.address"] == found["rest.address"] == "jobmanager"
+    assert "jobmanager" in SERVICES
+    for name in ("jobmanager.bind-host", "taskmanager.bind-host", "rest.bind-address"):
+        assert found[name] == "0.0.0.0"
+    assert "taskmanager.host" not in found, "each TaskManager tells its own"
+    assert not any("process.size" in name for name in found), "sizes are explicit in conf/flink.yaml"
+    assert "--add-opens=java.base/java.lang=ALL-UNNAMED" in found["env.java.opts.all"]
+    assert found["env.java.opts.taskmanager"] in (CHECKOUT / "ops" / "cluster.py").read_text()
+
+
+def test_every_value_stands_on_one_line_as_the_scripts_of_flink_want(
+    configure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text((Path(pyflink.__file__).parent / "conf" / "config.yaml").read_text())
+    monkeypatch.setattr("sys.argv", ["configure.py", str(path)])
+
+    configure.main()
+
+    assert all(re.match(r"\s*[\w.-]+:", line) for line in path.read_text().splitlines())
+
+
+def test_the_broker_has_the_settings_of_the_embedded_one() -> None:
+    kafka = SERVICES["kafka"]
+
+    assert "./conf/broker.properties:/mnt/shared/config/server.properties:ro" in kafka["volumes"]
+    assert "PLAINTEXT://kafka:19092" in kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    assert kafka["environment"]["KAFKA_LOG_DIRS"] in [v.split(":")[1] for v in kafka["volumes"]]
+
+
+def test_everybody_speaks_to_the_broker_at_its_address_among_containers() -> None:
+    for name, service in SERVICES.items():
+        if name != "kafka":
+            assert service["environment"]["FLYBALL_BOOTSTRAP_SERVERS"] == "kafka:19092", name
+    assert "bootstrap_servers" in Settings.model_fields
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_each_job_is_submitted_by_flink_run_once_its_topics_are_there(job: str) -> None:
+    service = SERVICES[f"submit-{job}"]
+
+    assert service["command"] == ["flink", "run", "--detached", "--python", f"jobs/{job}.py", "--domain", DOMAIN]
+    assert service["depends_on"]["prepare"]["condition"] == "service_completed_successfully"
+    assert service["depends_on"]["jobmanager"]["condition"] == "service_healthy"
+    assert service["restart"] == "no"
+
+
+def test_whoever_touches_checkpoints_shares_their_volume(config: dict[str, Any]) -> None:
+    directory = config["execution"]["checkpointing"]["dir"].removeprefix("file://")
+
+    for name in ("jobmanager", "taskmanager", *(f"submit-{job}" for job in JOBS)):
+        assert f"checkpoints:{directory}" in SERVICES[name]["volumes"], name
+        assert SERVICES[name]["environment"]["FLYBALL_CHECKPOINTS"] == f"file://{directory}", name
+
+
+def test_dependencies_and_volumes_exist_and_files_named_are_there() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in SERVICES, name
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[other], other
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (CHECKOUT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
+        for word in service.get("command", []):
+            if word.endswith(".py"):
+                assert (CHECKOUT / word).is_file(), word
+
+
+def test_ports_are_published_to_this_machine_only() -> None:
+    ports = {name: service.get("ports", []) for name, service in SERVICES.items()}
+
+    assert ports["kafka"] == ["127.0.0.1:9092:9092"]
+    assert ports["jobmanager"] == ["127.0.0.1:8081:8081"]
+    assert ports["sql-gateway"] == ["127.0.0.1:8083:8083"]
+    assert all(port.startswith("127.0.0.1:") for listed in ports.values() for port in listed)
+
+
+def test_restarts_are_bounded() -> None:
+    for name, service in SERVICES.items():
+        assert re.fullmatch(r"no|on-failure:\d", service.get("restart", "no")), name
