@@ -60,15 +60,16 @@ def interval(seconds: int) -> str:
 
 
 def _source_watermark(settings: Settings) -> str:
-    seconds = (
-        "REGEXP_EXTRACT(CAST(record_value AS STRING),"
-        """ '"time": ?"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})(\\.[0-9]+)?Z"', 1)"""
-    )
-    claimed = f"CAST(TO_TIMESTAMP(REPLACE({seconds}, 'T', ' ')) AS TIMESTAMP_LTZ(3))"
+    # String functions, not REGEXP_EXTRACT: Flink compiles the pattern anew for each record.
+    text = "CAST(record_value AS STRING)"
+    found = f"""POSITION('"time":"' IN {text})"""
+    seconds = f"REPLACE(SUBSTRING({text} FROM {found} + 8 FOR 19), 'T', ' ')"
+    is_utc = f"""POSITION('Z"' IN SUBSTRING({text} FROM {found} + 27 FOR 12)) > 0"""
+    claimed = f"CASE WHEN {is_utc} THEN CAST(TO_TIMESTAMP({seconds}) AS TIMESTAMP_LTZ(3)) END"
     latest = f"appended_at + {interval(settings.max_ahead_s)}"
     epoch = "CAST(TIMESTAMP '1970-01-01 00:00:00.000' AS TIMESTAMP_LTZ(3))"
     return (
-        f",\n    claimed_at AS COALESCE(CASE WHEN {claimed} <= {latest} THEN {claimed} END, {epoch}),\n"
+        f",\n    claimed_at AS COALESCE(LEAST({claimed}, {latest}), {epoch}),\n"
         f"    WATERMARK FOR claimed_at AS claimed_at - {interval(settings.watermark_delay_s)}"
     )
 

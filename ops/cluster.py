@@ -123,7 +123,6 @@ def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
     return [
         str(java / "bin" / "java"),
         *options,
-        "-XX:+UseG1GC",
         *ADD_OPENS,
         f"-Dlog.file={home.logs / log}",
         f"-Dlog4j.configurationFile={conf_dir(home) / 'log4j.properties'}",
@@ -134,7 +133,8 @@ def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
 
 def jobmanager_command(home: Home, java: Path) -> list[str]:
     return [
-        *_java(home, java, "jobmanager.log", "-Xmx512m", "-Xms128m", "-XX:MaxMetaspaceSize=256m"),
+        *_java(home, java, "jobmanager.log", "-Xmx512m", "-Xms128m", "-XX:MaxMetaspaceSize=256m",
+               "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
         "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
         "--configDir",
         str(conf_dir(home)),
@@ -144,7 +144,7 @@ def jobmanager_command(home: Home, java: Path) -> list[str]:
 def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
     """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
     return [
-        *_java(home, java, f"taskmanager-{index}.log", "-Xmx1024m", "-Xms512m",
+        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseG1GC", "-Xmx1024m", "-Xms512m",
                "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m",
                "-XX:-DontCompileHugeMethods"),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",

@@ -43,6 +43,8 @@ def client_environment(home: Home) -> dict[str, str]:
     return {
         **os.environ,
         **cluster.environment(home, java_home()),
+        # A client plans one job and ends: the optimising compiler would cost more than it gives.
+        "JVM_ARGS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto",
         "FLYBALL_REST": str(state["rest_url"]).removeprefix("http://"),
         "FLYBALL_BOOTSTRAP_SERVERS": str(state["bootstrap_servers"]),
         "FLYBALL_CHECKPOINTS": (cluster.folder(home) / "checkpoints").as_uri(),

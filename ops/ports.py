@@ -7,7 +7,6 @@ import socket
 
 from contracts.errors import SetupFailed
 
-
 # Below the range that outgoing connections take their ports from (32768 and up on Linux): a port chosen
 # there could be gone again before the process that is to listen on it has started.
 _CHOICE = range(20_000, 32_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ops import cluster, flink_jobs, kafka, models, policies
 from ops import instance as embedded
 from ops import run as runner
 from ops.home import CHECKOUT, Home
-from tests.loop import Loop
+from tests.loop import Loop, Said
 
 # What a developer's shell may hold must not lead tests to another broker or other settings.
 for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
@@ -42,55 +44,72 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(_folder(item))
 
 
+class _Step:
+    """Something being brought up on a thread of its own, after another step."""
+
+    def __init__(self, work: Callable[[], object], after: _Step | None = None) -> None:
+        self._work, self._after = work, after
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            if self._after is not None:
+                self._after.wait()
+            self._work()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until it is up; raises what went wrong."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass
-class _Start:
-    """An instance being started on a thread of its own."""
+class _Started:
+    """What this session has begun to bring up."""
 
     home: Home
-    thread: threading.Thread
-    errors: list[BaseException]
+    steps: dict[str, _Step]
 
 
-_START: pytest.StashKey[_Start] = pytest.StashKey()
+_STARTED: pytest.StashKey[_Started] = pytest.StashKey()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the instance now when a chosen test will ask for it."""
+    """Start now what a chosen test will ask for."""
     wants = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     if "instance" not in wants or session.config.option.collectonly:
         return
     home = Home(session.config._tmp_path_factory.mktemp("home"))  # type: ignore[attr-defined]
-    errors: list[BaseException] = []
 
     def start() -> None:
-        try:
-            embedded.start(home, fresh=True, while_pid=os.getpid())
-            if "machines" in wants:
-                runner.bring_up(home, "machines", is_fresh=True, console=Console(quiet=True))
-            else:
-                embedded.wait_ready(home)
-        except BaseException as error:
-            errors.append(error)
+        embedded.start(home, fresh=True, while_pid=os.getpid())
+        if "machines" in wants:
+            runner.bring_up(home, "machines", is_fresh=True, console=Console(quiet=True))
+        else:
+            embedded.wait_ready(home)
 
-    thread = threading.Thread(target=start, name="start-instance", daemon=True)
-    session.config.stash[_START] = _Start(home, thread, errors)
-    thread.start()
+    steps = {"instance": _Step(start)}
+    if "payments" in wants:
+        steps["payments"] = _Step(lambda: bring_up_by_hand(home, "payments"), steps["instance"])
+    session.config.stash[_STARTED] = _Started(home, steps)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    started = session.config.stash.get(_START, None)
+    started = session.config.stash.get(_STARTED, None)
     if started is not None:
-        started.thread.join()
         embedded.stop(started.home)
 
 
 @pytest.fixture(scope="session")
 def instance(request: pytest.FixtureRequest) -> Home:
     """The home of the running instance. It runs until the session ends."""
-    started = request.config.stash[_START]
-    started.thread.join()
-    if started.errors:
-        raise started.errors[0]
+    started = request.config.stash[_STARTED]
+    started.steps["instance"].wait()
     return started.home
 
 
@@ -102,13 +121,41 @@ def machines(instance: Home) -> Iterator[Loop]:
     loop.close()
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command answered."""
+@pytest.fixture(scope="session")
+def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
+    """`payments`, whose jobs were submitted by hand with `flink run`, as on a cluster of one's own."""
+    request.config.stash[_STARTED].steps["payments"].wait()
+    loop = Loop(instance, "payments")
+    yield loop
+    loop.close()
 
-    code: int
-    out: str
-    err: str
+
+def bring_up_by_hand(home: Home, domain: str) -> None:
+    """What `./flyball up` does, but `flink run -py jobs/<job>.py -- --domain <domain>` for each job."""
+    bootstrap = str(home.read_state()["bootstrap_servers"])
+    now_ms = int(time.time() * 1000)
+    kafka.create_topics(bootstrap, domain)
+    checked = policies.check_files(domain, policies.policy_files(domain))
+    policies.publish(bootstrap, domain, checked, now_ms=now_ms)
+    models.publish(bootstrap, domain, models.shipped_models(domain), now_ms=now_ms)
+    environment = flink_jobs.client_environment(home)
+    del environment["FLYBALL_REST"]  # the client finds the cluster in FLINK_CONF_DIR
+    clients = {
+        job: subprocess.Popen(
+            [str(cluster.FLINK / "bin" / "flink"), "run", "-py", f"jobs/{job}.py", "--", "--domain", domain],
+            cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )
+        for job in flink_jobs.JOBS
+    }  # fmt: skip
+    for job, client in clients.items():
+        said, _ = client.communicate(timeout=400)
+        (home.logs / f"flink-run-{domain}.{job}.out").write_text(said)
+        assert client.returncode == 0, f"flink run -py jobs/{job}.py: {said[-3000:]}"
+        assert "Job has been submitted with JobID" in said, said[-3000:]
+    flink_jobs.wait_running(home, domain, timeout_s=300)
+    embedded.want_actuator(home, domain, seed=1)
+    embedded.wait_actuator(home, domain)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ class PaymentsWorld:
 
     def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact:
         if missing := set(COLUMNS) - set(row):
-            raise BadInput("row_invalid", f"expected the columns {', '.join(COLUMNS)}; {sorted(missing)} missing")
+            raise BadInput("row_invalid", f"expected the columns {COLUMNS}; {sorted(missing)} missing")
         event_ms = parse_loose_time_ms(row["ts"])
         if event_ms < 0:
             raise BadInput("row_invalid", f"ts: expected a time after 1970, came {row['ts'][:40]!r}")
@@ -45,14 +45,18 @@ class PaymentsWorld:
             AuthorisationRequested.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadInput("row_invalid", f"{first['loc'][0]}: {first['msg']}, came {str(first['input'])[:80]!r}") from None
+            told = f"{first['loc'][0]}: {first['msg']}, came {str(first['input'])[:80]!r}"
+            raise BadInput("row_invalid", told) from None
         account = row["customer_id"]
         if not account.strip() or len(account) > 256 or not account.isprintable():
-            raise BadInput("row_invalid", f"customer_id: expected 1 to 256 printable characters, came {account[:80]!r}")
+            raise BadInput(
+                "row_invalid",
+                f"customer_id: expected 1 to 256 printable characters, came {account[:80]!r}",
+            )
         identity = f"{event_ms}|{data['transaction_id']}|{data['terminal_id']}|{data['amount_minor']}"
         return LabelledPayment(
-            AuthorisationRequested.event_type, account, event_ms, data, identity, label(row.get("is_fraud"))
-        )
+            AuthorisationRequested.event_type, account, event_ms, data, identity, label(row.get("is_fraud")),
+        )  # fmt: skip
 
     def played(
         self, facts: Iterable[NewFact | None], decision_of: DecisionOf
@@ -96,7 +100,7 @@ class PaymentsWorld:
             "version": 1,
             "inputs": list(FEATURES),
             "output": "confidence",
-            "trained_on": f"late outcomes of {len(payments_training.WORLDS)} generated worlds, each played twice",
+            "trained_on": f"late outcomes of {len(payments_training.WORLDS)} generated worlds, played twice",
             "metrics": {"rows": rows},
         }
         folder.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,8 @@ class Features:
         self._bands: defaultdict[tuple[str, int], _Band] = defaultdict(_Band)
 
     def of(self, fact: NewFact) -> list[float] | None:
-        account, data = self._accounts[fact.subject], fact.data
+        account = self._accounts[fact.subject]
+        data: Mapping[str, Any] = fact.data
         if fact.type == AuthorisationRequested.event_type:
             features = self._payment(account, data, fact.event_ms)
             account.previous_device = data.get("device_id")

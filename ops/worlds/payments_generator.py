@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contracts.payments import AuthorisationRequested, ProfileChanged
 from ops.world import NewFact
@@ -209,9 +210,9 @@ class _World:
 
     def _payment(self, number: int, draft: _Draft, share: float) -> LabelledPayment:
         settings, scheme = self._settings, draft.scheme
-        if not scheme and share < settings.compromise_share:
-            if self._is_within(self._compromised, draft.terminal, draft.event_ms):
-                scheme = "terminal"
+        is_compromised = self._is_within(self._compromised, draft.terminal, draft.event_ms)
+        if not scheme and is_compromised and share < settings.compromise_share:
+            scheme = "terminal"
         if settings.forbidden_above is not None and draft.amount > settings.forbidden_above:
             scheme = scheme or "limit"
         home = self._profile_at(draft.account, draft.event_ms)[0]
@@ -231,7 +232,7 @@ class _World:
             str(data["transaction_id"]), bool(scheme), scheme,
         )  # fmt: skip
 
-    def _amounts(self, account: int, size: int) -> np.ndarray:
+    def _amounts(self, account: int, size: int) -> NDArray[np.float64]:
         mean, relative, rng = self._typical[account], self._spread[account], self._rng
         match self._settings.amount_family:
             case "lognormal":

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from contracts.payments import ChargedBack
@@ -30,7 +32,8 @@ SEED = 11
 
 SUSPECTED = FEATURES.index("is_terminal_suspected")
 
-Scores = Callable[[np.ndarray], np.ndarray]
+Array = NDArray[Any]
+Scores = Callable[[Array], Array]
 
 _BASE = WorldSettings()
 _BARE = replace(_BASE, has_profile=False, payments_per_day=(0.05, 4.0))
@@ -43,8 +46,8 @@ WORLDS: tuple[WorldSettings, ...] = (
     _BASE,
     replace(_BASE, accounts=350, terminals=60, days=70, popularity_shape=1.6, compromises_per_day=0.08),
     replace(
-        _EPISODES, accounts=500, terminals=500, days=70, spread=(0.35, 0.6), typical_amount=(600, 11_000),
-        forbidden_above=19_000, bursts_per_day=0.1, outliers_per_day=0.1, compromises_per_day=0.8,
+        _EPISODES, accounts=500, terminals=500, days=70, spread=(0.35, 0.6),
+        typical_amount=(600, 11_000), forbidden_above=19_000, bursts_per_day=0.1, outliers_per_day=0.1, compromises_per_day=0.8,
     ),
     replace(
         _EPISODES, accounts=700, terminals=1200, days=80, typical_amount=(3_000, 60_000),
@@ -130,7 +133,7 @@ def play(
 
 def training_rows(
     played: Played, *, explored_share: float, block_at: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Array, Array, Array]:
     """Features, labels and weights of the payments whose truth was told or whose wait is over."""
     settled_ms = played.payments[-1].event_ms - int(CHARGEBACK_DAYS[1] * DAY_MS)
     scores = np.array(played.scores)
@@ -149,7 +152,9 @@ def training_rows(
     return np.asarray(played.features, dtype=np.float32)[keep], labels[keep], weights[keep]
 
 
-def fit(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, trees: int) -> HistGradientBoostingClassifier:
+def fit(
+    rows: Array, labels: Array, weights: Array, *, trees: int
+) -> HistGradientBoostingClassifier:
     model = HistGradientBoostingClassifier(
         learning_rate=0.1, max_iter=trees, max_leaf_nodes=24, min_samples_leaf=60, l2_regularization=5.0,
         max_features=0.5, early_stopping=False, random_state=SEED,
@@ -162,7 +167,7 @@ def train() -> tuple[HistGradientBoostingClassifier, int]:
     """The model, and how many rows it was fitted on. About two minutes of CPU."""
     rng = np.random.default_rng(SEED)
 
-    def blunt(rows: np.ndarray) -> np.ndarray:
+    def blunt(rows: Array) -> Array:
         return np.where(rng.random(len(rows)) < 0.05, 0.5, 0.0)
 
     parts = [
