@@ -62,14 +62,15 @@ def interval(seconds: int) -> str:
 def _source_watermark(settings: Settings) -> str:
     # String functions, not REGEXP_EXTRACT: Flink compiles the pattern anew for each record.
     text = "CAST(record_value AS STRING)"
-    found = f"""POSITION('"time":"' IN {text})"""
-    seconds = f"REPLACE(SUBSTRING({text} FROM {found} + 8 FOR 19), 'T', ' ')"
-    is_utc = f"""POSITION('Z"' IN SUBSTRING({text} FROM {found} + 27 FOR 12)) > 0"""
+    told = f"""TRIM(LEADING ' "' FROM SUBSTRING({text} FROM POSITION('"time":' IN {text}) + 7 FOR 40))"""
+    seconds = f"REPLACE(SUBSTRING({told} FROM 1 FOR 19), 'T', ' ')"
+    is_utc = f"""POSITION('Z"' IN SUBSTRING({told} FROM 20 FOR 12)) > 0"""
     claimed = f"CASE WHEN {is_utc} THEN CAST(TO_TIMESTAMP({seconds}) AS TIMESTAMP_LTZ(3)) END"
     latest = f"appended_at + {interval(settings.max_ahead_s)}"
     epoch = "CAST(TIMESTAMP '1970-01-01 00:00:00.000' AS TIMESTAMP_LTZ(3))"
+    # One too far ahead is refused as a fact (time_ahead), so it must not move the clock either.
     return (
-        f",\n    claimed_at AS COALESCE(LEAST({claimed}, {latest}), {epoch}),\n"
+        f",\n    claimed_at AS COALESCE(CASE WHEN {claimed} <= {latest} THEN {claimed} END, {epoch}),\n"
         f"    WATERMARK FOR claimed_at AS claimed_at - {interval(settings.watermark_delay_s)}"
     )
 

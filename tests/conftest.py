@@ -7,6 +7,7 @@ its own, so tests do not see each other.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
@@ -28,6 +29,8 @@ from tests.loop import Loop, Said
 for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
+
+logging.getLogger("kafka").setLevel(logging.ERROR)  # it warns of every slow moment of a busy machine
 
 FOLDERS = ("unit", "contract", "flink", "e2e")
 

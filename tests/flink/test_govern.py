@@ -84,12 +84,12 @@ def test_one_decision_and_one_command_come_out_when_a_proposal_is_allowed(machin
     assert [(p.policy_id, p.version, p.verdict) for p in data.policies] == [("cooling", 1, "allow")]
     assert decision["id"] == derive_id(proposal_id, "govern", "decision")
     assert decision["causationid"] == proposal_id
-    (command,) = machines.wait_for("the command", lambda: machines.events("commands", "allowed-1"))
+    (command,) = machines.wait_for("the command", lambda: machines.events("commands", "allowed-1", agent="test-agent"))
     assert Command.model_validate(command["data"])
     assert command["id"] == command["data"]["command_id"] == data.command_id
     assert command["causationid"] == decision["id"]
     assert command["expirytime"] == "2014-05-01T01:00:00Z"
-    (outcome,) = machines.wait_for("the outcome", lambda: machines.events("outcomes", "allowed-1"))
+    (outcome,) = machines.wait_for("the outcome", lambda: machines.events("outcomes", "allowed-1", action="activate_cooling"))
     assert outcome["data"]["command_id"] == data.command_id
     assert outcome["hops"] == 1
     assert outcome["correlationid"] == proposal_id
@@ -100,10 +100,10 @@ def test_nothing_is_decided_twice_when_the_same_proposals_come_again(machines: L
     last_id, last = proposal("again-1", event_ms=START_MS + 40 * DAY_MS, name="behind them")
     machines.send("proposals", *(("again-1", event) for _, event in [*log, *log, log[0]]), ("again-1", last))
     machines.decision_of(last_id, "again-1")
-    decided = [d["data"]["proposal_id"] for d in machines.events("decisions", "again-1")]
+    decided = [d["data"]["proposal_id"] for d in machines.events("decisions", "again-1", agent="test-agent")]
     assert decided == [proposal_id for proposal_id, _ in log] + [last_id]
     commands = machines.wait_for(
-        "a command each", lambda: len(c := machines.events("commands", "again-1")) >= 6 and c
+        "a command each", lambda: len(c := machines.events("commands", "again-1", agent="test-agent")) >= 6 and c
     )
     assert len(commands) == len({c["data"]["command_id"] for c in commands}) == 6
 
@@ -173,6 +173,6 @@ def test_the_limit_counts_only_what_was_allowed_when_proposals_are_many(machines
     weak_id, weak = proposal("limited-1", event_ms=START_MS + 49 * 3_600_000, confidence=0.1)
     machines.send("proposals", *(("limited-1", event) for _, event in log), ("limited-1", weak))
     machines.decision_of(weak_id, "limited-1")
-    reasons = [d["data"]["reason"] for d in machines.events("decisions", "limited-1")]
+    reasons = [d["data"]["reason"] for d in machines.events("decisions", "limited-1", agent="test-agent")]
     limit, allowed = "rate_limit", "allowed_by_policy"
     assert reasons == [allowed, limit, limit, allowed, limit, limit, "no_policy_matched"]
