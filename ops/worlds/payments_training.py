@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from contracts.payments import ChargedBack
 from ops.world import NewFact
@@ -160,7 +161,8 @@ def fit(
         max_features=0.5, early_stopping=False, random_state=SEED,
         monotonic_cst=[DIRECTION.get(name, 0) for name in FEATURES],
     )  # fmt: skip
-    return model.fit(rows, labels, sample_weight=weights)
+    with threadpool_limits(limits=1):  # sums of several threads differ in their last bits
+        return model.fit(rows, labels, sample_weight=weights)
 
 
 def train() -> tuple[HistGradientBoostingClassifier, int]:
