@@ -108,12 +108,23 @@ def stop(home: Home) -> bool:
     supervisor = _supervisor(home)
     if supervisor is not None:
         supervisor.send_signal(signal.SIGTERM)
-        try:
-            supervisor.wait(60)
-        except psutil.TimeoutExpired:
+        if not _has_ended(supervisor, within_s=60):
             supervisor.kill()
     found = stop_orphans(home)
     return supervisor is not None or found
+
+
+def _has_ended(process: psutil.Process, *, within_s: float) -> bool:
+    """True once it runs no more; a zombie that its parent has not collected yet has ended too."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def stop_orphans(home: Home) -> bool:
@@ -129,9 +140,7 @@ def stop_orphans(home: Home) -> bool:
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found = True
                 process.terminate()
-                try:
-                    process.wait(10)
-                except psutil.TimeoutExpired:
+                if not _has_ended(process, within_s=10):
                     process.kill()
         except psutil.Error:
             continue

@@ -336,7 +336,7 @@ def build_report(
 
 
 def _show_summary(report: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"{report['domain']}: {report['input']}", box=None, title_justify="left")
+    table = Table(title=f"{report['domain']}: {Path(report['input']).name}", box=None, title_justify="left")
     table.add_column("what", style="cyan")
     table.add_column("how many", justify="right")
     table.add_column("", style="dim")

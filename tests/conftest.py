@@ -30,7 +30,7 @@ for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
 
-logging.getLogger("kafka").setLevel(logging.ERROR)  # it warns of every slow moment of a busy machine
+logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
 FOLDERS = ("unit", "contract", "flink", "e2e")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
+from kafka import TopicPartition
 
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
@@ -45,6 +46,7 @@ class TopicLog(threading.Thread):
         self._all: dict[str, list[kafka.Record]] = defaultdict(list)
         self._by_key: dict[tuple[str, bytes | None], list[kafka.Record]] = defaultdict(list)
         self._stopping = threading.Event()
+        self.positions: dict[TopicPartition, int] = {}
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -53,6 +55,7 @@ class TopicLog(threading.Thread):
                 for record in kafka.poll(self._reader, timeout_ms=50):
                     self._all[record.topic].append(record)
                     self._by_key[(record.topic, record.key)].append(record)
+                self.positions = {place: self._reader.position(place) for place in self._reader.assignment()}
         except BaseException as error:
             self.error = error
         finally:
@@ -182,21 +185,23 @@ class Loop:
         return found
 
     def settle(self, *, timeout_s: float = PATIENCE_S) -> None:
-        """Until every job has read all there is and every topic stands still."""
+        """Until every job has read all there is, every topic stands still, and we have read it too."""
         reader = kafka.LagReader(self.bootstrap, self.domain)
-        before: list[Any] = []
+        ends_reader = kafka.consumer(self.bootstrap)
+        where = kafka.partitions(ends_reader, [row.of(self.domain) for row in TOPICS])
+        before: list[dict[TopicPartition, int]] = []
 
         def is_calm() -> bool:
-            lags = reader.lags()
-            now = [lags, {row.name: len(self.records(row.name)) for row in TOPICS}]
-            is_still = not any(lags.values()) and before == now
-            before[:] = now
-            return is_still
+            lags, ends = reader.lags(), ends_reader.end_offsets(where)
+            is_still = not any(lags.values()) and before == [ends]
+            before[:] = [ends]
+            return is_still and all(self.log.positions.get(place, 0) >= end for place, end in ends.items())
 
         try:
             self.wait_for("the loop to come to rest", is_calm, timeout_s=timeout_s)
         finally:
             reader.close()
+            ends_reader.close()
 
     def restarts(self) -> dict[str, int]:
         """Job name -> how often it was restarted."""

@@ -80,7 +80,8 @@ def test_topics_chains_and_dead_letters_are_read_back(machines: Loop, flyball: F
     assert said.code == 0, said.err
     lines = [orjson.loads(line) for line in said.out.splitlines()]
     assert all(set(line) == {"partition", "offset", "key", "value"} for line in lines)
-    assert [x["value"]["data"]["proposal_id"] for x in lines if x["key"] == "cli-read"] == [proposal_id]
+    about = [x["value"]["data"]["proposal_id"] for x in lines if x["key"] == "cli-read"]
+    assert about.count(proposal_id) == 1
     some = flyball("read", "machines", "facts", "--from-beginning", "--max", "2")
     assert len(some.out.splitlines()) == 2
     refused(flyball("read", "machines", "nonsense"), "expected a topic of", "nonsense")
@@ -185,7 +186,7 @@ def test_statements_run_in_the_sql_client_over_the_domains_tables(
     machines: Loop, flyball: Flyball, tmp_path: Path
 ) -> None:
     file = tmp_path / "count.sql"
-    file.write_text("SELECT 'found' AS told, COUNT(*) > 0 AS some FROM policies;\n")
+    file.write_text("SELECT 'found' AS told, COUNT(*) AS policies_told FROM policies;\n")
     said = flyball("sql", "-f", file, "--domain", "machines", timeout_s=300)
     assert said.code == 0, said.out[-2000:] + said.err[-2000:]
     assert "found" in said.out
@@ -233,7 +234,7 @@ def test_what_needs_no_broker_works_without_one(tmp_path: Path) -> None:
     assert "ok cooling@1" in checked.out
     for when, variables, wanted in [
         ("confidence > 0.5", '{"confidence": 0.75}', {"value": True}),
-        ("hops + 1", '{"hops": 2}', {"value": 3}),
+        ("hops > 2 || agent == 'a'", '{"hops": 2, "agent": "b"}', {"value": False}),
     ]:
         assert json_of(alone("policy", "eval", "--when", when, "--vars", variables, home=tmp_path)) == wanted
     assert "error" in json_of(alone("policy", "eval", "--when", "1 / 0 > 1", home=tmp_path))
