@@ -97,7 +97,7 @@ def context_rate(count: int) -> float:
     home = _home()
     _prepared(home)
     _load(home, "facts", count)
-    flink_jobs.Submission(home, "machines", ["context"], options=("--parallelism", "2")).wait()
+    flink_jobs.Submission(home, "machines", ["context"], options=("--parallelism", "2")).go().wait()
     return _topic_rate(home, "situations", count)
 
 
@@ -108,7 +108,7 @@ def govern_rate(count: int) -> float:
     checked = policies.check_files("machines", policies.policy_files("machines"))
     policies.publish(bootstrap, "machines", checked, now_ms=int(time.time() * 1000))
     _load(home, "proposals", count)
-    flink_jobs.Submission(home, "machines", ["govern"]).wait()
+    flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
     return _topic_rate(home, "decisions", count)
 
 

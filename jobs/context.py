@@ -32,12 +32,13 @@ from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
 from contracts.late_fact import LateFact
-from jobs.environment import finish, table_environment
+from jobs.environment import submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
 from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type
 
 NAME = "context"
+NEEDS_BROKER = False
 # How many earlier facts of the same subject a fact's id is compared with.
 DEDUPLICATION_ROWS = 32
 FACT_COLUMNS = ("subject", "fact_id", "event_ms", "correlation_id", "hops", "traceparent", "arrival", "row_time")
@@ -194,12 +195,17 @@ def _insert_late_facts(domain: str) -> str:
     )
 
 
+def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:
+    """Build the job with its own sources and sinks, ready to be submitted."""
+    statements = build(env, t_env, settings, sources(settings), sinks(settings))
+    statements.attach_as_datastream()
+
+
 def main() -> None:
     settings = settings_from_arguments(sys.argv[1:])
     env, t_env = table_environment(NAME, settings)
-    statements = build(env, t_env, settings, sources(settings), sinks(settings))
-    statements.attach_as_datastream()
-    finish(env, NAME, settings)
+    plan(env, t_env, settings)
+    print(submit(env, NAME, settings), flush=True)
 
 
 if __name__ == "__main__":

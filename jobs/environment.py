@@ -56,10 +56,9 @@ def table_environment(
     return env, StreamTableEnvironment.create(env)
 
 
-def finish(env: StreamExecutionEnvironment, name: str, settings: Settings) -> None:
-    """Submit and print the job id as the last line of standard output."""
-    client = env.execute_async(f"{settings.domain}.{name}")
-    print(client.get_job_id(), flush=True)
+def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
+    """Submit what was planned in `env`; the job's id."""
+    return str(env.execute_async(f"{settings.domain}.{name}").get_job_id())
 
 
 def records(t_env: StreamTableEnvironment, table: str) -> DataStream:

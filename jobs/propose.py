@@ -17,12 +17,14 @@ from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
 
-from jobs.environment import finish, records, table_environment, write
+from jobs.environment import records, submit, table_environment, write
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import end_offset, raw_sink, raw_source
 from udfs.agents.flink import DEAD_LETTERS, MODELS_STATE, RECORD, Propose
 
 NAME = "propose"
+# Planning asks how long a control topic is.
+NEEDS_BROKER = True
 
 
 def sources(settings: Settings) -> dict[str, str]:
@@ -66,13 +68,18 @@ def build(
     return statements
 
 
-def main() -> None:
-    settings = settings_from_arguments(sys.argv[1:])
-    env, t_env = table_environment(NAME, settings)
+def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:
+    """Build the job with its own sources and sinks, ready to be submitted."""
     until = end_offset(settings, "models")
     statements = build(env, t_env, settings, sources(settings), sinks(settings), models_until=until)
     statements.attach_as_datastream()
-    finish(env, NAME, settings)
+
+
+def main() -> None:
+    settings = settings_from_arguments(sys.argv[1:])
+    env, t_env = table_environment(NAME, settings)
+    plan(env, t_env, settings)
+    print(submit(env, NAME, settings), flush=True)
 
 
 if __name__ == "__main__":

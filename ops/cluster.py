@@ -59,7 +59,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
-def prepare(home: Home, ports: dict[str, int], java: Path) -> None:
+def prepare(home: Home, ports: dict[str, int]) -> None:
     """Write the cluster's configuration and its folders of links to jars."""
     root = folder(home)
     for name, role, shipped in (("lib", "flink-lib", "lib"), ("opt", "flink-opt", "opt")):

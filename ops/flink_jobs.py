@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,45 +52,55 @@ def client_environment(home: Home) -> dict[str, str]:
 
 
 class Submission:
-    """Job clients started side by side; `wait` gives job ids or raises with what a client said."""
+    """The client that submits jobs of a domain (ops/submit.py), started at once.
+
+    It plans while broker and cluster may still be starting; `go` lets it submit, `wait` gives the
+    job ids or raises with what it said.
+    """
 
     def __init__(
         self, home: Home, domain: str, jobs: Iterable[str] = JOBS,
         *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self._home = home
-        self._clients: dict[str, subprocess.Popen[bytes]] = {}
-        for job in jobs:
-            environment = client_environment(home)
-            if resume_from and job in resume_from:
-                environment["FLYBALL_RESUME_FROM"] = resume_from[job]
-            with self._log(domain, job).open("wb") as out:
-                self._clients[job] = subprocess.Popen(
-                    [sys.executable, str(CHECKOUT / "jobs" / f"{job}.py"), "--domain", domain, *options],
-                    env=environment, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                )  # fmt: skip
-        self._domain = domain
-
-    def _log(self, domain: str, job: str) -> Path:
-        return self._home.logs / f"submit-{domain}.{job}.out"
+        self._name = f"{domain}: {', '.join(jobs)}"
+        self._log = home.logs / f"submit-{domain}.out"
+        command = [sys.executable, "-m", "ops.submit", "--domain", domain, *jobs, *options]
+        if resume_from:
+            command += ["--resume-from", json.dumps(resume_from)]
+        with self._log.open("wb") as out:
+            self._client = subprocess.Popen(
+                command, env=client_environment(home), cwd=CHECKOUT,
+                stdin=subprocess.PIPE, stdout=out, stderr=out,
+            )  # fmt: skip
 
     def is_going_on(self) -> bool:
-        return any(client.poll() is None for client in self._clients.values())
+        return self._client.poll() is None
+
+    def go(self) -> Submission:
+        """Broker, topics and cluster are there: submit as soon as planned."""
+        assert self._client.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._client.stdin.write(b"go\n")
+            self._client.stdin.close()
+        return self
+
+    def cancel(self) -> None:
+        self._client.kill()
+        self._client.wait()
 
     def wait(self) -> dict[str, str]:
-        """Job name -> job id, once all clients have submitted. Raises JobFailed with the cause."""
-        ids = {}
-        deadline = time.monotonic() + SUBMIT_PATIENCE_S
-        for job, client in self._clients.items():
-            try:
-                code = client.wait(max(1.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                client.kill()
-                raise JobFailed(f"submitting {job} took over {SUBMIT_PATIENCE_S:.0f} s") from None
-            said = self._log(self._domain, job).read_text(errors="replace")
-            if code:
-                raise JobFailed(f"submitting {self._domain}.{job} failed: {last_cause(said)}")
-            ids[job] = said.strip().splitlines()[-1]
+        """Job name -> job id, once all are submitted. Raises JobFailed with the cause."""
+        try:
+            code = self._client.wait(SUBMIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.cancel()
+            raise JobFailed(
+                f"submitting {self._name} took over {SUBMIT_PATIENCE_S:.0f} s; see {self._log}"
+            ) from None
+        said = self._log.read_text(errors="replace")
+        if code:
+            raise JobFailed(f"submitting {self._name} failed: {last_cause(said)}")
+        ids: dict[str, str] = json.loads(said.strip().splitlines()[-1])
         return ids
 
 

@@ -13,6 +13,7 @@ import time
 import psutil
 
 from contracts.errors import SetupFailed
+from ops import cluster
 from ops.home import CHECKOUT, Home
 from ops.ports import choose
 from ops.setup import fetch_jars
@@ -64,7 +65,7 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
     home.logs.mkdir(parents=True, exist_ok=True)
     home.run.mkdir(parents=True, exist_ok=True)
     ports = choose(configured_ports())
-    home.write_state({"state": "starting", "ports": ports})
+    cluster.prepare(home, ports)  # job clients read it before the cluster is up
     arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(taskmanagers)]
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
@@ -78,7 +79,15 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
             start_new_session=True,
         )
-    home.write_state({"state": "starting", "ports": ports, "supervisor_pid": process.pid})
+    home.write_state(
+        {
+            "state": "starting",
+            "ports": ports,
+            "supervisor_pid": process.pid,
+            "bootstrap_servers": f"127.0.0.1:{ports['kafka']}",
+            "rest_url": f"http://127.0.0.1:{ports['rest']}",
+        }
+    )
 
 
 def wait_ready(home: Home) -> dict[str, object]:

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
+from contracts.model import ModelAlias
+from contracts.policy import Policy
 from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, models, policies, trace
 from ops.home import Home
@@ -60,14 +62,37 @@ def bring_up(
     del world
     checked = policies.check_files(domain, policies.policy_files(domain))
     shipped = models.shipped_models(domain)
-    if not instance.is_running(home):
-        with console.status("starting the broker and the cluster"):
-            instance.start(home, fresh=is_fresh, while_pid=while_pid)
-    elif domain in flink_jobs.wanted(home):
+    is_started = instance.is_running(home)
+    if is_started and domain in flink_jobs.wanted(home):
         raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
-    bootstrap = _wait_for_broker(home)
-    seconds["broker"] = time.monotonic() - began
-    kafka.create_topics(bootstrap, domain)
+    if not is_started:
+        instance.start(home, fresh=is_fresh, while_pid=while_pid)
+    resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+    submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
+    try:
+        with console.status("starting the broker and the cluster, planning the jobs"):
+            bootstrap = _wait_for_broker(home)
+            kafka.create_topics(bootstrap, domain)
+            _publish_new(bootstrap, domain, checked, shipped)
+            instance.wait_ready(home)
+        with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
+            submission.go()
+            instance.want_actuator(home, domain, seed)
+            submission.wait()
+            flink_jobs.want(home, domain, options)
+            flink_jobs.wait_running(home, domain)
+            instance.wait_actuator(home, domain)
+    except BaseException:
+        submission.cancel()
+        raise
+    seconds["setup"] = time.monotonic() - began
+    return settings, seconds
+
+
+def _publish_new(
+    bootstrap: str, domain: str, checked: list[Policy], shipped: list[ModelAlias]
+) -> None:
+    """Publish the domain's policies and models that its topics do not hold yet."""
     now_ms = int(time.time() * 1000)
     known = policies.published(bootstrap, domain)
     fresh = [p for p in checked if f"{p.policy_id}@{p.version}" not in known]
@@ -75,17 +100,6 @@ def bring_up(
     aliases = {str(event["subject"]) for _, event in models.published(bootstrap, domain)}
     new_models = [m for m in shipped if f"{m.alias}/{m.version}" not in aliases]
     models.publish(bootstrap, domain, new_models, now_ms=now_ms)
-    resume = flink_jobs.latest_checkpoints(home, domain) if not is_fresh else None
-    with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
-        submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
-        instance.wait_ready(home)
-        instance.want_actuator(home, domain, seed)
-        submission.wait()
-        flink_jobs.want(home, domain, options)
-        flink_jobs.wait_running(home, domain)
-        instance.wait_actuator(home, domain)
-    seconds["setup"] = time.monotonic() - began
-    return settings, seconds
 
 
 def _wait_for_broker(home: Home) -> str:

@@ -117,10 +117,11 @@ class Supervisor:
         self.parts[name] = Part(name, command, environment, ready, self.home.logs / f"{name}.out")
 
     def start(self) -> None:
-        broker.prepare(self.home, self.ports)
-        cluster.prepare(self.home, self.ports, java_home())
         for part in self.parts.values():
-            part.start()
+            if part.name != "broker":
+                part.start()
+        broker.prepare(self.home, self.ports)  # the first time a JVM of its own: beside the others
+        self.parts["broker"].start()
         self.write()
 
     def wanted_actuators(self) -> dict[str, list[str]]:
@@ -162,7 +163,7 @@ class Supervisor:
             for domain, options in flink_jobs.wanted(self.home).items():
                 found = flink_jobs.latest_checkpoints(self.home, domain)
                 self.resubmissions.append(
-                    flink_jobs.Submission(self.home, domain, options=options, resume_from=found)
+                    flink_jobs.Submission(self.home, domain, options=options, resume_from=found).go()
                 )
         self.resubmissions = [s for s in self.resubmissions if s.is_going_on()]
         if self.state == "starting" and all(part.is_ready for part in self.parts.values()):

@@ -37,7 +37,7 @@ def situations_of(domain: str, facts: Iterable[NewFact], situation_type: str) ->
         instance.wait_ready(home)
         bootstrap = str(home.read_state()["bootstrap_servers"])
         kafka.create_topics(bootstrap, domain)
-        flink_jobs.Submission(home, domain, ["context"]).wait()
+        flink_jobs.Submission(home, domain, ["context"]).go().wait()
         writer = kafka.producer(bootstrap)
         emitted = Emitter(load_domain(domain), writer, file_name="training").emit(facts, rate=None)
         writer.close()
