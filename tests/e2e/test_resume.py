@@ -60,6 +60,7 @@ def test_nothing_is_decided_again_and_work_goes_on_when_an_instance_is_resumed(
     seen = again.situations("reading_scored", "resumed")
     assert [s["data"]["readings_seen"] for s in seen] == list(range(1, FIRST + MORE + 1)), "state went on"
     again.close()
+    assert flyball("down").code == 0
 
     told = orjson.loads(report.read_bytes())
     assert told["facts"] == MORE + 21
