@@ -462,7 +462,7 @@ def model_list(domain: Domain, as_json: AsJson = False) -> None:
         data: Any = event["data"]
         rows.append(
             {"alias": data["alias"], "version": data["version"], "status": data["status"],
-             "sha256": data["sha256"], "published_at": event["time"], "offset": offset,
+             "sha256": data["sha256"], "published_at": event.get("time"), "offset": offset,
              "trained_on": data["trained_on"]}
         )  # fmt: skip
     if as_json:

@@ -80,5 +80,10 @@ def published(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[s
             event = orjson.loads(record.value or b"")
         except orjson.JSONDecodeError:
             continue
-        if isinstance(event, dict) and event.get("type") == ModelAlias.event_type:
-            yield record.offset, event
+        if not isinstance(event, dict) or event.get("type") != ModelAlias.event_type:
+            continue
+        try:
+            ModelAlias.model_validate_json(orjson.dumps(event.get("data")))
+        except ValidationError:
+            continue  # `propose` keeps it in dead letters
+        yield record.offset, event

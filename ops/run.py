@@ -97,7 +97,7 @@ def _publish_new(
     known = policies.published(bootstrap, domain)
     fresh = [p for p in checked if f"{p.policy_id}@{p.version}" not in known]
     policies.publish(bootstrap, domain, fresh, now_ms=now_ms)
-    aliases = {str(event["subject"]) for _, event in models.published(bootstrap, domain)}
+    aliases = {str(event.get("subject")) for _, event in models.published(bootstrap, domain)}
     new_models = [m for m in shipped if f"{m.alias}/{m.version}" not in aliases]
     models.publish(bootstrap, domain, new_models, now_ms=now_ms)
 

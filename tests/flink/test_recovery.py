@@ -60,4 +60,7 @@ def test_nothing_is_lost_or_done_twice_when_the_taskmanager_is_killed(machines: 
 
     processes = machines.home.read_state()["processes"]
     assert processes["taskmanager-0"]["pid"] != victim
-    assert all(count > started[name] for name, count in machines.restarts().items())
+    machines.wait_for(
+        "the restarts in the jobs' metrics",
+        lambda: all(count > started[name] for name, count in machines.restarts().items()),
+    )
