@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyflink.datastream import StreamExecutionEnvironment
-from pyflink.table import DataTypes, Schema, StreamTableEnvironment
+from pyflink.table import StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
 from pyflink.table.udf import udtf
 
@@ -32,7 +32,7 @@ from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
 from contracts.late_fact import LateFact
-from jobs.environment import submit, table_environment
+from jobs.environment import register_step, submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
 from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type
@@ -69,12 +69,21 @@ def sql_statements(text: str) -> list[str]:
     return [s.strip() for s in re.split(r";\s*(?:\n|$)", without_comments) if s.strip()]
 
 
-def domain_sql(folder: Path) -> list[str]:
-    """The view definitions of a domain, in order of file names; views.sql is the SQL client's own."""
+def domain_views(folder: Path) -> dict[str, str]:
+    """View name -> query, in order of file names; views.sql is the SQL client's own."""
     files = sorted(path for path in folder.glob("*.sql") if path.name != "views.sql")
-    if not files:
+    views: dict[str, str] = {}
+    for path in files:
+        for statement in sql_statements(path.read_text()):
+            found = re.match(r"CREATE\s+VIEW\s+`?(\w+)`?\s+AS\s+(.+)", statement, re.S | re.I)
+            if found is None:
+                raise SetupFailed(
+                    f"{path}: expected only statements 'CREATE VIEW <name> AS <query>', came {statement[:80]!r}"
+                )
+            views[found.group(1)] = found.group(2)
+    if not views:
         raise SetupFailed(f"expected SQL files that define situations in {folder}, found none")
-    return [statement for path in files for statement in sql_statements(path.read_text())]
+    return views
 
 
 def build(
@@ -89,8 +98,8 @@ def build(
     for ddl in (*sources.values(), *sinks.values()):
         t_env.execute_sql(ddl)
     _register_facts(t_env, settings, contract)
-    for statement in domain_sql(settings.sql_dir):
-        t_env.execute_sql(statement.replace("CREATE VIEW", "CREATE TEMPORARY VIEW", 1))
+    for name, query in domain_views(settings.sql_dir).items():
+        register_step(t_env, name, query)
 
     statements = t_env.create_statement_set()
     statements.add_insert_sql(
@@ -112,30 +121,24 @@ def _register_facts(
     )
     t_env.create_temporary_function("read_fact", read_fact)
     names = ", ".join(f"`{name}`" for name in typed)
-    validated = t_env.sql_query(
+    validated = (
         f"SELECT {names}, `topic` AS log_topic, CAST(`partition` AS BIGINT) AS log_partition,"
         " `offset` AS log_offset"
-        " FROM raw_facts, LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
+        # Without the inner SELECT, the source's event time would be computed once more for each record.
+        " FROM (SELECT record_key, record_value, `topic`, `partition`, `offset`, appended_at FROM raw_facts),"
+        " LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
         f" `offset`, {_EPOCH_MS})) AS T({names})"
     )
-    # Across the bridge once: it is where the plan is cut, so that a record is validated once
-    # however many queries read it, and where event time comes from a validated column.
-    schema = Schema.new_builder()
-    for name, kind in {**typed, "log_topic": "STRING", "log_partition": "BIGINT", "log_offset": "BIGINT"}.items():
-        schema.column(name, getattr(DataTypes, kind)())
-    schema.column_by_expression("arrival", "PROCTIME()")
-    schema.column_by_expression("row_time", "TO_TIMESTAMP_LTZ(COALESCE(event_ms, 0), 3)")
-    schema.watermark("row_time", "SOURCE_WATERMARK()")
-    t_env.create_temporary_view(
-        "typed_facts", t_env.from_data_stream(t_env.to_data_stream(validated), schema.build())
-    )
-    t_env.execute_sql(
-        "CREATE TEMPORARY VIEW facts AS SELECT * FROM ("
-        " SELECT *, ARRAY_AGG(fact_id) OVER (PARTITION BY subject ORDER BY arrival"
-        f" ROWS BETWEEN {DEDUPLICATION_ROWS} PRECEDING AND CURRENT ROW) AS recent_ids"
+    register_step(t_env, "typed_facts", validated)
+    kept = [f"`{name}`" for name in typed if name not in ("dead_key", "dead_letter", "fact_hash")]
+    deduplicated = (
+        f"SELECT {', '.join(kept)}, log_topic, log_partition, log_offset FROM ("
+        " SELECT *, ARRAY_AGG(fact_hash) OVER (PARTITION BY subject ORDER BY arrival"
+        f" ROWS BETWEEN {DEDUPLICATION_ROWS} PRECEDING AND CURRENT ROW) AS recent"
         " FROM typed_facts WHERE dead_key IS NULL"
-        ") WHERE ARRAY_POSITION(recent_ids, fact_id) = CARDINALITY(recent_ids)"
+        ") WHERE ARRAY_POSITION(recent, fact_hash) = CARDINALITY(recent)"
     )
+    register_step(t_env, "facts", deduplicated)
     for kind, fact in contract.facts.items():
         listed = ", ".join(f"`{name}`" for name in (*FACT_COLUMNS, *columns(fact)))
         t_env.execute_sql(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pyflink.common import Configuration
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, Schema, StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
+from pyflink.util.java_utils import to_jarray
 
+from jobs.chaining import drop_exchanges_on_the_same_key
 from jobs.settings import Settings
 
 
@@ -56,9 +59,50 @@ def table_environment(
     return env, StreamTableEnvironment.create(env)
 
 
+def stream_graph(env: StreamExecutionEnvironment, job_name: str) -> Any:
+    """What was planned in `env`, as Flink runs it; `env` is empty after."""
+    graph = env._generate_stream_graph(clear_transformations=True, job_name=job_name)
+    drop_exchanges_on_the_same_key(graph)
+    return graph
+
+
 def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
     """Submit what was planned in `env`; the job's id."""
-    return str(env.execute_async(f"{settings.domain}.{name}").get_job_id())
+    graph = stream_graph(env, f"{settings.domain}.{name}")
+    return str(env._j_stream_execution_environment.executeAsync(graph).getJobID())
+
+
+def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:
+    """Register `query` as the view `name`, computed once however often it is read.
+
+    The planner inlines views: what is read twice it computes twice, and an expression over an
+    expression repeats it, until the code is too long for the JVM's compiler. So the plan is cut
+    here: rows cross to a DataStream and back in Flink's own form, which costs next to nothing.
+    Time attributes do not cross; they are made anew: `arrival` is PROCTIME() after each step, and
+    `row_time` the column event_ms with the source's watermark.
+    """
+    jvm = get_gateway().jvm
+    table = t_env._j_tenv.sqlQuery(query)
+    columns = [str(column) for column in table.getResolvedSchema().getColumnNames()]
+    if made := [column for column in ("arrival", "row_time") if column in columns]:
+        dropped = [getattr(jvm.org.apache.flink.table.api.Expressions, "$")(c) for c in made]
+        expression = jvm.org.apache.flink.table.expressions.Expression
+        table = table.dropColumns(to_jarray(expression, dropped))
+    row_type = table.getResolvedSchema().toPhysicalRowDataType()
+    schema = (
+        jvm.org.apache.flink.table.api.Schema.newBuilder()
+        .fromRowDataType(row_type)
+        .columnByExpression("arrival", "PROCTIME()")
+    )
+    if "event_ms" in columns:
+        schema = schema.columnByExpression(
+            "row_time", "TO_TIMESTAMP_LTZ(COALESCE(event_ms, 0), 3)"
+        ).watermark("row_time", "SOURCE_WATERMARK()")
+    row_data = jvm.java.lang.Class.forName("org.apache.flink.table.data.RowData")
+    stream = t_env._j_tenv.toDataStream(table, row_type.bridgedTo(row_data))
+    t_env._j_tenv.createTemporaryView(
+        name, t_env._j_tenv.fromDataStream(stream, schema.build())
+    )
 
 
 def records(t_env: StreamTableEnvironment, table: str) -> DataStream:

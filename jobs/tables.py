@@ -33,6 +33,7 @@ def raw_source(
         "properties.group.id": f"{settings.domain}-{group}",
         "properties.isolation.level": "read_committed",
         "properties.fetch.max.wait.ms": "20",
+        "properties.max.poll.records": "5000",
         "properties.max.partition.fetch.bytes": str(MAX_RECORD_BYTES),
         "scan.startup.mode": "earliest-offset",
         "key.format": "raw",
@@ -62,10 +63,9 @@ def interval(seconds: int) -> str:
 def _source_watermark(settings: Settings) -> str:
     # String functions, not REGEXP_EXTRACT: Flink compiles the pattern anew for each record.
     text = "CAST(record_value AS STRING)"
-    told = f"""TRIM(LEADING ' "' FROM SUBSTRING({text} FROM POSITION('"time":' IN {text}) + 7 FOR 40))"""
-    seconds = f"REPLACE(SUBSTRING({told} FROM 1 FOR 19), 'T', ' ')"
-    is_utc = f"""POSITION('Z"' IN SUBSTRING({told} FROM 20 FOR 12)) > 0"""
-    claimed = f"CASE WHEN {is_utc} THEN CAST(TO_TIMESTAMP({seconds}) AS TIMESTAMP_LTZ(3)) END"
+    told = f"""SPLIT_INDEX(SPLIT_INDEX({text}, '"time":', 1), '"', 1)"""
+    parsed = f"TO_TIMESTAMP_LTZ(SUBSTRING({told}, 1, 19), 'yyyy-MM-dd''T''HH:mm:ss')"
+    claimed = f"CASE WHEN {told} LIKE '%Z' OR {told} LIKE '%+00:00' THEN {parsed} END"
     latest = f"appended_at + {interval(settings.max_ahead_s)}"
     epoch = "CAST(TIMESTAMP '1970-01-01 00:00:00.000' AS TIMESTAMP_LTZ(3))"
     # One too far ahead is refused as a fact (time_ahead), so it must not move the clock either.
@@ -83,7 +83,8 @@ def sink_options(
         "connector": "kafka",
         "topic": topic(topic_name).of(settings.domain),
         "properties.bootstrap.servers": settings.bootstrap_servers,
-        "properties.linger.ms": "0",
+        "properties.linger.ms": "1",
+        "properties.batch.size": "131072",
         "properties.acks": "all",
         "properties.max.request.size": str(MAX_RECORD_BYTES),
         "sink.delivery-guarantee": "at-least-once",

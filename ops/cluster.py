@@ -144,7 +144,7 @@ def jobmanager_command(home: Home, java: Path) -> list[str]:
 def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
     """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
     return [
-        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseG1GC", "-Xmx1024m", "-Xms512m",
+        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", "-Xmx1024m", "-Xms512m", "-Xmn384m",
                "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m",
                "-XX:-DontCompileHugeMethods"),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",

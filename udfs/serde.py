@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -47,8 +46,7 @@ _PLAIN = (
 _is_source = lru_cache(maxsize=1024)(is_uri_reference)
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A validated fact: envelope fields Flyball uses, and the data as a mapping."""
 
     fact_id: str

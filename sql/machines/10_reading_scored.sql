@@ -10,7 +10,7 @@
 -- deviation    this reading, less the same mean, in the same standard deviations
 -- *_peak       largest size so far, this reading included; each size is capped (10, 50) and fades by exp(-age / 10000)
 -- All are 0 for the first 54 readings: 24 to judge and 30 to judge them by.
-CREATE VIEW reading_features AS
+CREATE VIEW reading_totals AS
 WITH steps AS (
     SELECT
         subject,
@@ -32,63 +32,73 @@ totals AS (
         SUM(temperature * temperature) OVER (PARTITION BY subject ORDER BY arrival) AS total_squares,
         SUM(step * step) OVER (PARTITION BY subject ORDER BY arrival) AS total_step_squares
     FROM steps
-),
+)
 
 -- A window's sum is the difference of two running totals: the same arithmetic whatever the window's length.
-totals_then AS (
-    SELECT
-        *,
-        COALESCE(LAG(total, 24) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_24,
-        COALESCE(LAG(total, 324) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_324,
-        COALESCE(LAG(total_squares, 24) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_squares_24,
-        COALESCE(LAG(total_squares, 324) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_squares_324,
-        COALESCE(LAG(total_step_squares, 301) OVER (PARTITION BY subject ORDER BY arrival), 0.0)
-            AS total_step_squares_301
-    FROM totals
-),
+SELECT
+    *,
+    COALESCE(LAG(total, 24) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_24,
+    COALESCE(LAG(total, 324) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_324,
+    COALESCE(LAG(total_squares, 24) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_squares_24,
+    COALESCE(LAG(total_squares, 324) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_squares_324,
+    COALESCE(LAG(total_step_squares, 301) OVER (PARTITION BY subject ORDER BY arrival), 0.0) AS total_step_squares_301
+FROM totals;
 
-baseline AS (
-    SELECT
-        *,
-        CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_readings,
-        (total_24 - total_324) / CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_mean,
-        (total - total_24) / CAST(24 AS DOUBLE) AS recent_mean,
-        -- Smaller than a hundred-thousandth of the overall root mean square is rounding or resolution, not deviation.
-        CAST(1e-10 AS DOUBLE) * total_squares / CAST(readings_seen AS DOUBLE) + CAST(1e-24 AS DOUBLE)
-            AS finest_variance,
-        (total_step_squares - step * step - total_step_squares_301)
-            / CAST(GREATEST(LEAST(readings_seen - 1, 300), 1) AS DOUBLE) AS step_variance
-    FROM totals_then
-),
+CREATE VIEW reading_baseline AS
+SELECT
+    subject,
+    fact_id,
+    event_ms,
+    correlation_id,
+    hops,
+    temperature,
+    step,
+    readings_seen,
+    total_squares_24 - total_squares_324 AS baseline_squares,
+    CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_readings,
+    (total_24 - total_324) / CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_mean,
+    (total - total_24) / CAST(24 AS DOUBLE) AS recent_mean,
+    -- Smaller than a hundred-thousandth of the overall root mean square is rounding or resolution, not deviation.
+    CAST(1e-10 AS DOUBLE) * total_squares / CAST(readings_seen AS DOUBLE) + CAST(1e-24 AS DOUBLE) AS finest_variance,
+    (total_step_squares - step * step - total_step_squares_301)
+        / CAST(GREATEST(LEAST(readings_seen - 1, 300), 1) AS DOUBLE) AS step_variance,
+    arrival
+FROM reading_totals;
 
-spread AS (
+CREATE VIEW reading_shifts AS
+WITH spread AS (
     SELECT
         *,
         SQRT(
-            GREATEST(
-                (total_squares_24 - total_squares_324) / baseline_readings - baseline_mean * baseline_mean,
-                CAST(0 AS DOUBLE)
-            ) + finest_variance
+            GREATEST(baseline_squares / baseline_readings - baseline_mean * baseline_mean, CAST(0 AS DOUBLE))
+            + finest_variance
         ) AS baseline_spread,
         SQRT(GREATEST(step_variance, CAST(0 AS DOUBLE)) + finest_variance) AS step_spread
-    FROM baseline
-),
+    FROM reading_baseline
+)
 
-shifts AS (
-    SELECT
-        *,
-        CASE WHEN readings_seen > 54 THEN (recent_mean - baseline_mean) / baseline_spread ELSE CAST(0 AS DOUBLE) END
-            AS level_shift,
-        CASE WHEN readings_seen > 54 THEN step / step_spread ELSE CAST(0 AS DOUBLE) END AS jump,
-        CASE WHEN readings_seen > 54 THEN (temperature - baseline_mean) / baseline_spread ELSE CAST(0 AS DOUBLE) END
-            AS deviation,
-        CAST(readings_seen AS DOUBLE) / CAST(10000 AS DOUBLE) AS age
-    FROM spread
-),
+SELECT
+    subject,
+    fact_id,
+    event_ms,
+    correlation_id,
+    hops,
+    temperature,
+    readings_seen,
+    baseline_mean,
+    CASE WHEN readings_seen > 54 THEN (recent_mean - baseline_mean) / baseline_spread ELSE CAST(0 AS DOUBLE) END
+        AS level_shift,
+    CASE WHEN readings_seen > 54 THEN step / step_spread ELSE CAST(0 AS DOUBLE) END AS jump,
+    CASE WHEN readings_seen > 54 THEN (temperature - baseline_mean) / baseline_spread ELSE CAST(0 AS DOUBLE) END
+        AS deviation,
+    CAST(readings_seen AS DOUBLE) / CAST(10000 AS DOUBLE) AS age,
+    arrival
+FROM spread;
 
+CREATE VIEW reading_scored AS
 -- max(ln(size) + age) - age is the largest size faded by exp(-age): exact, and one number of state.
 -- Nothing is remembered of the readings before the features count.
-peaks AS (
+WITH peaks AS (
     SELECT
         *,
         MAX(CASE WHEN readings_seen > 54
@@ -97,7 +107,7 @@ peaks AS (
         MAX(CASE WHEN readings_seen > 54
             THEN LN(LEAST(GREATEST(ABS(jump), CAST(1e-6 AS DOUBLE)), CAST(50 AS DOUBLE))) + age END)
             OVER (PARTITION BY subject ORDER BY arrival) AS jump_peak_log
-    FROM shifts
+    FROM reading_shifts
 )
 
 SELECT
@@ -113,23 +123,5 @@ SELECT
     jump,
     COALESCE(EXP(jump_peak_log - age), CAST(0 AS DOUBLE)) AS jump_peak,
     deviation,
-    baseline_mean,
-    arrival
-FROM peaks;
-
-CREATE VIEW reading_scored AS
-SELECT
-    subject,
-    cause_id,
-    event_ms,
-    correlation_id,
-    hops,
-    temperature,
-    readings_seen,
-    level_shift,
-    level_peak,
-    jump,
-    jump_peak,
-    deviation,
     baseline_mean
-FROM reading_features;
+FROM peaks;

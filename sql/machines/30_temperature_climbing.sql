@@ -8,14 +8,14 @@
 CREATE VIEW hot_readings AS
 SELECT
     subject,
-    cause_id,
+    fact_id AS cause_id,
     event_ms,
     correlation_id,
     hops,
     temperature,
     readings_seen,
     arrival
-FROM reading_features
+FROM reading_shifts
 WHERE deviation > 2;
 
 CREATE VIEW temperature_climbing AS

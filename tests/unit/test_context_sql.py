@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from contracts.domain import load_domain
 from contracts.envelope import derive_id
 from contracts.errors import SetupFailed
-from jobs.context import domain_sql, sinks, sources, sql_statements
+from jobs.context import domain_views, sinks, sources, sql_statements
 from jobs.settings import ROOT, load_settings
 from jobs.tables import interval
 
@@ -29,22 +30,28 @@ def test_a_file_is_split_at_semicolons_that_end_a_line(name: str) -> None:
     assert sql_statements(text) == wanted
 
 
-def test_files_are_read_in_order_and_views_for_people_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "20_b.sql").write_text("SELECT 2;")
-    (tmp_path / "10_a.sql").write_text("SELECT 1;\nSELECT 11;")
-    (tmp_path / "views.sql").write_text("SELECT 3;")
-    assert domain_sql(tmp_path) == ["SELECT 1", "SELECT 11", "SELECT 2"]
+def test_views_are_read_in_order_of_files_and_those_for_people_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "20_b.sql").write_text("CREATE VIEW c AS\nSELECT 2;")
+    (tmp_path / "10_a.sql").write_text("-- first\nCREATE VIEW `a` AS SELECT 1;\ncreate view b as SELECT 11;")
+    (tmp_path / "views.sql").write_text("CREATE VIEW d AS SELECT 3;")
+    assert list(domain_views(tmp_path).items()) == [("a", "SELECT 1"), ("b", "SELECT 11"), ("c", "SELECT 2")]
 
 
 def test_a_domain_without_sql_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupFailed, match="expected SQL files"):
-        domain_sql(tmp_path)
+        domain_views(tmp_path)
+
+
+def test_a_statement_that_makes_no_view_is_refused_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "10_a.sql").write_text("DROP TABLE facts;")
+    with pytest.raises(SetupFailed, match=r"10_a\.sql: expected only .*came 'DROP TABLE facts'"):
+        domain_views(tmp_path)
 
 
 @pytest.mark.parametrize("domain", ["machines", "payments"])
-def test_every_statement_of_a_domain_makes_a_view(domain: str) -> None:
-    statements = domain_sql(ROOT / "sql" / domain)
-    assert all(statement.startswith("CREATE VIEW ") for statement in statements)
+def test_every_situation_of_a_domain_has_a_view_of_its_name(domain: str) -> None:
+    views = domain_views(ROOT / "sql" / domain)
+    assert {kind.split(".", 1)[1] for kind in load_domain(domain).situations} <= set(views)
 
 
 def test_each_situation_and_control_topic_has_a_sink() -> None:
