@@ -71,7 +71,7 @@ def main() -> None:
     asked = parser.parse_args()
     load_domain("machines")
     mine, of = (int(part) for part in asked.share.split("/"))
-    writer = kafka.producer(asked.bootstrap_servers, linger_ms=0 if asked.rate else 20)
+    writer = kafka.producer(asked.bootstrap_servers, linger_ms=5 if asked.rate else 20)
     name = topic(asked.what).of("machines")
     source = random.Random(mine)
     due = time.monotonic()

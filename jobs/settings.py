@@ -27,7 +27,7 @@ class Settings(BaseModel):
     bootstrap_servers: str = "localhost:9092"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     checkpoint_interval_ms: int = Field(default=250, ge=50, description="govern, exactly once")
-    recovery_interval_ms: int = Field(default=2000, ge=50, description="all other checkpoints")
+    recovery_interval_ms: int = Field(default=5000, ge=50, description="all other checkpoints")
     parallelism: int = Field(default=1, ge=1, le=4, description="subtasks of each operator")
     max_ahead_s: int = Field(default=3600, ge=0, description="how far a fact may lead wall time")
     watermark_delay_s: int = Field(default=600, ge=0, description="lateness windows wait for")

@@ -32,7 +32,7 @@ def raw_source(
         "properties.bootstrap.servers": settings.bootstrap_servers,
         "properties.group.id": f"{settings.domain}-{group}",
         "properties.isolation.level": "read_committed",
-        "properties.fetch.max.wait.ms": "20",
+        "properties.fetch.max.wait.ms": "250",
         "properties.max.poll.records": "5000",
         "properties.max.partition.fetch.bytes": str(MAX_RECORD_BYTES),
         "scan.startup.mode": "earliest-offset",
@@ -96,6 +96,8 @@ def sink_options(
             "sink.delivery-guarantee": "exactly-once",
             "sink.transactional-id-prefix": f"{settings.domain}-{producer}-{topic_name}",
             "properties.transaction.timeout.ms": str(KAFKA_TRANSACTION_TIMEOUT_MS),
+            # Nothing shows before the checkpoint, which sends what lingers.
+            "properties.linger.ms": "20",
         }
     return options
 

@@ -35,6 +35,8 @@ _BOOK = "book"
 _READ_UP_TO = "read_up_to"
 # Forget ids of proposals this often (in proposals of a subject): a scan of its map state.
 _PRUNE_EVERY = 5000
+# Subjects whose state is kept at hand in Python, some hundred bytes each.
+_KNOWN_SUBJECTS = 20_000
 
 
 class Govern(KeyedBroadcastProcessFunction):
@@ -61,12 +63,10 @@ class Govern(KeyedBroadcastProcessFunction):
         self._seen = runtime_context.get_map_state(
             MapStateDescriptor("seen", Types.STRING(), Types.LONG())
         )
-        self._seen_count = runtime_context.get_state(
-            ValueStateDescriptor("seen-count", Types.LONG())
-        )
         self._waiting = runtime_context.get_list_state(
             ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
         )
+        self._known: dict[str, SubjectState] = {}
         self._policies: PolicySet | None = None
         self._is_ready = self._policies_until == 0
 
@@ -107,23 +107,32 @@ class Govern(KeyedBroadcastProcessFunction):
         if self._policies is None:
             book = ctx.get_broadcast_state(POLICIES_STATE).get(_BOOK)
             self._policies = PolicyBook.from_json(book).compile()
-        state = SubjectState.from_json(self._subject.value())
+        state = self._state_of(proposal.subject)
         decided = self._governor.decide(state, proposal, self._policies)
+        state.proposals += 1
         self._subject.update(state.to_json())
-        self._remember(proposal.id, proposal.event_ms, state.clock_ms)
+        self._seen.put(proposal.id, proposal.event_ms)
+        if state.proposals % _PRUNE_EVERY == 0:
+            self._forget(state.clock_ms - self._remember_ms)
         yield Row(proposal.subject, decided.decision.decode())
         if decided.command is not None:
             yield COMMANDS, Row(proposal.subject, decided.command.decode())
 
-    def _remember(self, proposal_id: str, event_ms: int, clock_ms: int) -> None:
-        self._seen.put(proposal_id, event_ms)
-        count = (self._seen_count.value() or 0) + 1
-        if count >= _PRUNE_EVERY:
-            horizon = clock_ms - self._remember_ms
-            for old in [name for name, at in self._seen.items() if at < horizon]:
-                self._seen.remove(old)
-            count = 0
-        self._seen_count.update(count)
+    def _state_of(self, subject: str) -> SubjectState:
+        """The subject's state; reading it back from Flink costs as much as deciding, so it is kept.
+
+        Written through at each decision; a restart begins with none kept.
+        """
+        state = self._known.get(subject)
+        if state is None:
+            if len(self._known) >= _KNOWN_SUBJECTS:
+                self._known.clear()
+            state = self._known[subject] = SubjectState.from_json(self._subject.value())
+        return state
+
+    def _forget(self, horizon_ms: int) -> None:
+        for old in [name for name, at in self._seen.items() if at < horizon_ms]:
+            self._seen.remove(old)
 
     def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         key, text, topic, partition, offset = value

@@ -65,21 +65,19 @@ class SubjectState:
     """What `govern` keeps per subject: its clock, and when each action was allowed (event time, ms).
 
     Allowed times are kept as long as the longest limit looks back, at least a day. Cleared by
-    nothing else: it is a few numbers a subject.
+    nothing else: it is a few numbers a subject. `proposals` counts those decided so far.
     """
 
     clock_ms: int = 0
     allowed_ms: dict[str, list[int]] = field(default_factory=dict)
+    proposals: int = 0
 
     def to_json(self) -> str:
-        return orjson.dumps([self.clock_ms, self.allowed_ms]).decode()
+        return orjson.dumps([self.clock_ms, self.allowed_ms, self.proposals]).decode()
 
     @classmethod
     def from_json(cls, text: str | None) -> SubjectState:
-        if text is None:
-            return cls()
-        clock_ms, allowed_ms = orjson.loads(text)
-        return cls(clock_ms, allowed_ms)
+        return cls() if text is None else cls(*orjson.loads(text))
 
     def count(self, action: str, within_ms: int) -> int:
         """How many were allowed in the last `within_ms` of event time, the present included."""
