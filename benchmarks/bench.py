@@ -21,10 +21,11 @@ from typing import Any
 
 import orjson
 import psutil
+from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from contracts.topics import MAX_RECORD_BYTES, topic
+from contracts.topics import topic
 from jobs.settings import load_settings
 from ops import flink_jobs, instance, kafka, models, policies
 from ops.home import CHECKOUT, Home
@@ -117,21 +118,27 @@ class _Decisions(threading.Thread):
 
     def __init__(self, bootstrap: str) -> None:
         super().__init__(daemon=True)
-        # At most 200 fetches a second: the reader shares two cores with what it measures.
-        self._reader = kafka.consumer(bootstrap, min_bytes=MAX_RECORD_BYTES, max_wait_ms=5)
-        where = kafka.partitions(self._reader, [topic("decisions").of("machines")])
-        self._reader.assign(where)
-        self._reader.seek_to_end(*where)
-        for place in where:
-            self._reader.position(place)
+        self._reader = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": "bench",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 20,
+            }
+        )
+        name = topic("decisions").of("machines")
+        parts = self._reader.list_topics(name, timeout=10).topics[name].partitions
+        ends = [(part, self._reader.get_watermark_offsets(TopicPartition(name, part))[1]) for part in parts]
+        self._reader.assign([TopicPartition(name, part, end) for part, end in ends])
         self._stopping = threading.Event()
         self.arrived: dict[str, float] = {}
 
     def run(self) -> None:
         while not self._stopping.is_set():
-            for record in kafka.poll(self._reader, timeout_ms=20):
+            for record in self._reader.consume(500, timeout=0.005):
                 now = time.time() * 1000
-                event = orjson.loads(record.value or b"{}")
+                event = orjson.loads(record.value() or b"{}")
                 self.arrived.setdefault(str(event.get("correlationid")), now)
         self._reader.close()
 

@@ -42,9 +42,7 @@ def producer(bootstrap_servers: str, *, linger_ms: int = 5) -> KafkaProducer:
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
-def consumer(
-    bootstrap_servers: str, *, is_committed: bool = True, max_poll: int = 5000, min_bytes: int = 1, max_wait_ms: int = 20
-) -> KafkaConsumer:
+def consumer(bootstrap_servers: str, *, is_committed: bool = True, max_poll: int = 5000) -> KafkaConsumer:
     """A reader without a group; it sees only committed transactions unless told otherwise."""
     try:
         return KafkaConsumer(
@@ -52,8 +50,7 @@ def consumer(
             isolation_level="read_committed" if is_committed else "read_uncommitted",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            fetch_min_bytes=min_bytes,
-            fetch_max_wait_ms=max_wait_ms,
+            fetch_max_wait_ms=20,
             max_poll_records=max_poll,
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
             metrics_enabled=False,
