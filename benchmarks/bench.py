@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
+from contracts.errors import JobFailed, SetupFailed
 from contracts.topics import topic
 from jobs.settings import load_settings
 from ops import flink_jobs, instance, kafka, models, policies
@@ -61,7 +62,7 @@ def _load(home: Home, what: str, count: int, *, rate: float | None = None, run: 
         for n in range(workers)
     ]  # fmt: skip
     if any(process.wait() for process in started):
-        raise RuntimeError(f"writing {what} failed")
+        raise JobFailed(f"writing {what} failed")
 
 
 def _topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> float:
@@ -77,7 +78,7 @@ def _topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> f
             break
         flink_jobs.check(home, "machines")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"expected {wanted} {name} within {timeout_s:.0f} s, came {count}")
+            raise JobFailed(f"expected {wanted} {name} within {timeout_s:.0f} s, came {count}")
         time.sleep(0.5)
     reader.close()
     steady = [sample for sample in samples if wanted / 2 <= sample[1] <= wanted * 0.95]
@@ -180,7 +181,7 @@ def latency(delivery: str, seconds: int, warm: int = 60_000) -> tuple[dict[str, 
             time.sleep(0.5)
         arrived = decisions.finish()
         if missing:
-            raise RuntimeError(f"{missing} of {len(appended)} facts got no decision within 180 s")
+            raise JobFailed(f"{missing} of {len(appended)} facts got no decision within 180 s")
         taken = [round(arrived[fact_id] - appended_ms) for fact_id, appended_ms in appended.items()]
         return percentiles(taken), memory
     finally:
@@ -215,8 +216,6 @@ def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[
     }
     unknown = set(only) - set(plans)
     if unknown:
-        from contracts.errors import SetupFailed
-
         raise SetupFailed(f"--only: expected some of {sorted(plans)}, came {sorted(unknown)}")
     found: dict[str, list[Any]] = {}
     try:
