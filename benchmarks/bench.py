@@ -153,20 +153,21 @@ class _Decisions(threading.Thread):
 def latency(delivery: str, seconds: int, warm: int = 60_000) -> tuple[dict[str, float | None], float]:
     """Fact to decision through all three jobs at 1,000 facts/s: percentiles (ms) and memory (MiB).
 
-    Every reading gets a proposal here (an agent that always proposes, FLYBALL_AGENTS), so every
+    A TaskManager a job. Every reading gets a proposal here (an agent that always proposes, FLYBALL_AGENTS), so every
     fact has a decision. From the fact's append to the log to the decision's arrival at a reader.
     """
     home = _home()
     instance.stop(home)
     os.environ["FLYBALL_DELIVERY"] = delivery
     os.environ["FLYBALL_AGENTS"] = str(CHECKOUT / "benchmarks" / "agents.yaml")
+    os.environ["FLYBALL_TASKMANAGERS"] = "3"
     try:
         bring_up(home, "machines", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid())
         bootstrap = str(home.read_state()["bootstrap_servers"])
-        # Warm: the JIT has seen as many records as a minute at this rate brings.
+        # Warm: the JIT has seen as many records as two minutes at this rate bring.
         _load(home, "facts", warm, run="backlog")
         _topic_rate(home, "decisions", warm)
-        _load(home, "facts", 5000, rate=1000, run="warm")
+        _load(home, "facts", warm, rate=1000, run="warm")
         decisions = _Decisions(bootstrap)
         decisions.start()
         _load(home, "facts", seconds * 1000, rate=1000, run="timed")
@@ -186,7 +187,8 @@ def latency(delivery: str, seconds: int, warm: int = 60_000) -> tuple[dict[str, 
         return percentiles(taken), memory
     finally:
         instance.stop(home)
-        del os.environ["FLYBALL_DELIVERY"], os.environ["FLYBALL_AGENTS"]
+        for name in ("FLYBALL_DELIVERY", "FLYBALL_AGENTS", "FLYBALL_TASKMANAGERS"):
+            del os.environ[name]
 
 
 def first_decision() -> float:

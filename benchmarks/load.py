@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections import deque
 
 from confluent_kafka import Producer
 
@@ -79,7 +80,7 @@ def main() -> None:
         {
             "bootstrap.servers": asked.bootstrap_servers,
             "enable.idempotence": True,
-            "linger.ms": 5,
+            "linger.ms": 1,
             "queue.buffering.max.messages": 200_000,
         }
     )
@@ -89,25 +90,37 @@ def main() -> None:
         if error is not None:
             failed.append(str(error))
 
-    name = topic(asked.what).of("machines")
-    source = random.Random(mine)
-    due = time.monotonic()
-    for number in range(mine, asked.count, of):
-        if asked.what == "facts":
-            key, value = fact(number, asked.machines, asked.run, source)
-        else:
-            key, value = proposal(number, asked.machines, asked.run)
-        if asked.rate:
-            due += of / asked.rate
-            if (ahead := due - time.monotonic()) > 0.0005:
-                time.sleep(ahead)
+    def write(key: bytes, value: bytes) -> None:
         while True:
             try:
                 writer.produce(name, key=key, value=value, on_delivery=delivered)
-                break
+                return
             except BufferError:  # the queue is full: wait for some to be acknowledged
                 writer.poll(0.1)
-        if number % 100 == mine:
+
+    name = topic(asked.what).of("machines")
+    source = random.Random(mine)
+    records = (
+        fact(number, asked.machines, asked.run, source)
+        if asked.what == "facts"
+        else proposal(number, asked.machines, asked.run)
+        for number in range(mine, asked.count, of)
+    )
+    if asked.rate is None:
+        for number, record in enumerate(records):
+            write(*record)
+            if number % 100 == 0:
+                writer.poll(0)
+    else:
+        # Made ahead and sent every 5 ms, so that the load itself takes little of the cores measured.
+        ready = deque(records)
+        began, sent = time.monotonic(), 0
+        while ready:
+            time.sleep(0.005)
+            due = int((time.monotonic() - began) * asked.rate / of) + 1
+            for _ in range(min(due - sent, len(ready))):
+                write(*ready.popleft())
+                sent += 1
             writer.poll(0)
     writer.flush()
     if failed:

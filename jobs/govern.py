@@ -13,12 +13,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from pyflink.common import Types
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
 
-from jobs.environment import records, submit, table_environment, write
+from jobs.environment import keyed_records, records, submit, table_environment, write
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import end_offset, raw_sink, raw_source
 from udfs.policy.flink import COMMANDS, DEAD_LETTERS, POLICIES_STATE, RECORD, Govern
@@ -56,12 +55,11 @@ def build(
     """Wire the job; `policies_until` is the policies topic's end offset: those load before anything."""
     for ddl in (*sources.values(), *sinks.values()):
         t_env.execute_sql(ddl)
-    proposals = records(t_env, "proposals_source")
+    proposals = keyed_records(t_env, "proposals_source")
     policies = records(t_env, "policies_source").broadcast(POLICIES_STATE)
     govern = Govern(settings.domain, settings.max_hops, settings.remember_s, policies_until)
     decisions = (
-        proposals.key_by(lambda record: record[0], key_type=Types.PICKLED_BYTE_ARRAY())
-        .connect(policies)
+        proposals.connect(policies)
         .process(govern, RECORD)
         .name("govern: the truth table")
         .uid("govern-truth-table")

@@ -12,12 +12,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from pyflink.common import Types
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
 
-from jobs.environment import records, submit, table_environment, write
+from jobs.environment import keyed_records, records, submit, table_environment, write
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import end_offset, raw_sink, raw_source
 from udfs.agents.flink import DEAD_LETTERS, MODELS_STATE, RECORD, Propose
@@ -53,11 +52,10 @@ def build(
     """Wire the job; `models_until` is the models topic's end offset: those load before anything."""
     for ddl in (*sources.values(), *sinks.values()):
         t_env.execute_sql(ddl)
-    situations = records(t_env, "situations_source")
+    situations = keyed_records(t_env, "situations_source")
     models = records(t_env, "models_source").broadcast(MODELS_STATE)
     proposals = (
-        situations.key_by(lambda record: record[0], key_type=Types.PICKLED_BYTE_ARRAY())
-        .connect(models)
+        situations.connect(models)
         .process(Propose(settings.domain, str(settings.agents_file), models_until), RECORD)
         .name("propose: agents answer situations")
         .uid("propose-agents")

@@ -83,7 +83,7 @@ def sink_options(
         "connector": "kafka",
         "topic": topic(topic_name).of(settings.domain),
         "properties.bootstrap.servers": settings.bootstrap_servers,
-        "properties.linger.ms": "1",
+        "properties.linger.ms": "5",
         "properties.batch.size": "131072",
         "properties.acks": "all",
         "properties.max.request.size": str(MAX_RECORD_BYTES),

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from contracts.errors import SetupFailed
+from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
 from ops.setup import jar_paths, java_home
 
@@ -18,10 +19,11 @@ def _properties_file(home: Home) -> Path:
     return home.run / "broker" / "server.properties"
 
 
-def _java(home: Home, java: Path, heap: str) -> list[str]:
+def _java(home: Home, java: Path, heap: str, *options: str) -> list[str]:
     class_path = os.pathsep.join(str(jar) for jar in jar_paths(home, "broker"))
     return [
         str(java / "bin" / "java"),
+        *options,
         f"-Xmx{heap}",
         "-Xms64m",
         "-XX:+UseSerialGC" if heap == "64m" else "-XX:+UseG1GC",
@@ -63,4 +65,5 @@ def prepare(home: Home, ports: dict[str, int]) -> None:
 
 def command(home: Home, java: Path) -> list[str]:
     """The broker's own process."""
-    return [*_java(home, java, HEAP), "kafka.Kafka", str(_properties_file(home))]
+    options = ClassData.of("broker", java).options()
+    return [*_java(home, java, HEAP, *options), "kafka.Kafka", str(_properties_file(home))]

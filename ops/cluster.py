@@ -15,6 +15,7 @@ import httpx
 import pyflink
 from ruamel.yaml import YAML
 
+from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
 from ops.setup import jar_paths
 
@@ -62,16 +63,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 def prepare(home: Home, ports: dict[str, int]) -> None:
     """Write the cluster's configuration and its folders of links to jars."""
     root = folder(home)
-    for name, role, shipped in (("lib", "flink-lib", "lib"), ("opt", "flink-opt", "opt")):
-        links = root / name
-        links.mkdir(parents=True, exist_ok=True)
-        jars = [*(FLINK / shipped).glob("*.jar"), *jar_paths(home, role)]
-        if name == "lib":  # thread mode and the Python gateway live in flink-python
-            jars += (FLINK / "opt").glob("flink-python*.jar")
-        for stale in links.iterdir():
-            stale.unlink()
-        for jar in jars:
-            (links / jar.name).symlink_to(jar)
+    _link_jars(home)
     conf = conf_dir(home)
     conf.mkdir(parents=True, exist_ok=True)
     settings = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
@@ -100,6 +92,28 @@ def prepare(home: Home, ports: dict[str, int]) -> None:
         (conf / name).write_text(logging)
 
 
+def links(home: Home, name: str) -> Path:
+    """Flink's `lib` or `opt` as links. Shared by all homes of a checkout, as the jars are."""
+    return home.jars / name
+
+
+def _link_jars(home: Home) -> None:
+    for name, role, shipped in (("lib", "flink-lib", "lib"), ("opt", "flink-opt", "opt")):
+        jars = [*(FLINK / shipped).glob("*.jar"), *jar_paths(home, role)]
+        if name == "lib":  # thread mode and the Python gateway live in flink-python
+            jars += (FLINK / "opt").glob("flink-python*.jar")
+        wanted = {jar.name: jar for jar in jars}
+        folder = links(home, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for link in folder.iterdir():
+            if link.name not in wanted or link.readlink() != wanted.pop(link.name):
+                link.unlink(missing_ok=True)
+        for jar_name, jar in wanted.items():
+            staged = folder / f".{jar_name}.{os.getpid()}"
+            staged.symlink_to(jar)
+            staged.replace(folder / jar_name)
+
+
 def environment(home: Home, java: Path) -> dict[str, str]:
     """What Flink's processes and client need in their environment."""
     site_packages = str(FLINK.parent)
@@ -108,8 +122,8 @@ def environment(home: Home, java: Path) -> dict[str, str]:
         "JAVA_HOME": str(java),
         "FLINK_HOME": str(FLINK),
         "FLINK_CONF_DIR": str(conf_dir(home)),
-        "FLINK_LIB_DIR": str(folder(home) / "lib"),
-        "FLINK_OPT_DIR": str(folder(home) / "opt"),
+        "FLINK_LIB_DIR": str(links(home, "lib")),
+        "FLINK_OPT_DIR": str(links(home, "opt")),
         "FLINK_LOG_DIR": str(home.logs),
         "FLINK_PID_DIR": str(home.run),
         "PYTHONPATH": os.pathsep.join(python_path),
@@ -119,7 +133,7 @@ def environment(home: Home, java: Path) -> dict[str, str]:
 
 
 def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
-    class_path = os.pathsep.join(sorted(str(jar) for jar in (folder(home) / "lib").iterdir()))
+    class_path = os.pathsep.join(sorted(str(jar) for jar in links(home, "lib").glob("*.jar")))
     return [
         str(java / "bin" / "java"),
         *options,
@@ -133,8 +147,9 @@ def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
 
 def jobmanager_command(home: Home, java: Path) -> list[str]:
     return [
-        *_java(home, java, "jobmanager.log", "-Xmx512m", "-Xms128m", "-XX:MaxMetaspaceSize=256m",
-               "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+        *_java(home, java, "jobmanager.log", "-Xmx512m", "-Xms128m", "-XX:MetaspaceSize=128m",
+               "-XX:MaxMetaspaceSize=256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+               *ClassData.of("jobmanager", java).options()),
         "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
         "--configDir",
         str(conf_dir(home)),
@@ -143,10 +158,13 @@ def jobmanager_command(home: Home, java: Path) -> list[str]:
 
 def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
     """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
+    # Several at once: one of them writes the archive.
+    data = ClassData.of("taskmanager", java)
+    class_data = data.options() if index == 0 or data.path.exists() else []
     return [
-        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", "-Xmx1024m", "-Xms512m", "-Xmn384m",
-               "-XX:MaxDirectMemorySize=352m", "-XX:MaxMetaspaceSize=256m",
-               "-XX:-DontCompileHugeMethods"),
+        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", "-Xmx1024m", "-Xms1024m", "-Xmn384m",
+               "-XX:MaxDirectMemorySize=352m", "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
+               "-XX:-DontCompileHugeMethods", *class_data),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
         "--configDir",
         str(conf_dir(home)),

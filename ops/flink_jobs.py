@@ -16,6 +16,7 @@ import httpx
 
 from contracts.errors import JobFailed
 from ops import cluster
+from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
 
@@ -67,9 +68,11 @@ class Submission:
         command = [sys.executable, "-m", "ops.submit", "--domain", domain, *jobs, *options]
         if resume_from:
             command += ["--resume-from", json.dumps(resume_from)]
+        environment = client_environment(home)
+        environment["JVM_ARGS"] += " " + " ".join(ClassData.of("client", java_home()).options())
         with self._log.open("wb") as out:
             self._client = subprocess.Popen(
-                command, env=client_environment(home), cwd=CHECKOUT,
+                command, env=environment, cwd=CHECKOUT,
                 stdin=subprocess.PIPE, stdout=out, stderr=out,
             )  # fmt: skip
 

@@ -47,7 +47,15 @@ def configured_ports() -> dict[str, int]:
     return found
 
 
-def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers: int = 1) -> None:
+def configured_taskmanagers() -> int:
+    """FLYBALL_TASKMANAGERS: with as many as jobs, no job's Python waits for another's."""
+    text = os.environ.get("FLYBALL_TASKMANAGERS", "1")
+    if not text.isdigit() or not 1 <= int(text) <= 16:
+        raise SetupFailed(f"FLYBALL_TASKMANAGERS: expected 1..16, came {text!r}")
+    return int(text)
+
+
+def start(home: Home, *, fresh: bool, while_pid: int | None = None) -> None:
     """Launch the supervisor; returns at once (see wait_ready). `fresh` empties topics and state."""
     if is_running(home):
         raise SetupFailed(
@@ -66,7 +74,7 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, taskmanagers
     home.run.mkdir(parents=True, exist_ok=True)
     ports = choose(configured_ports())
     cluster.prepare(home, ports)  # job clients read it before the cluster is up
-    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(taskmanagers)]
+    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers())]
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
     with (home.logs / "supervisor.out").open("ab") as out:

@@ -31,7 +31,8 @@ from ops.setup import java_home
 
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
-STOP_PATIENCE_S = 10.0
+# A JVM that writes its class data at its first end takes some seconds for it.
+STOP_PATIENCE_S = 30.0
 
 
 @dataclass
