@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -10,7 +10,7 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
-from contracts.domain import load_domain
+from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
 from contracts.errors import PolicyProblem, PolicyRefused
 from contracts.policy import Policy, PolicySwitch, Status
@@ -55,6 +55,7 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
                 for name in given
                 if name not in known
             ]
+        problems += _unknown_names(policy, contract, variables, str(file))
         same = [p for p in policies if (p.policy_id, p.version) == (policy.policy_id, policy.version)]
         if same:
             problems.append(
@@ -67,6 +68,30 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
     if problems:
         raise PolicyRefused.of(problems)
     return policies
+
+
+def _unknown_names(
+    policy: Policy, contract: DomainContract, variables: Mapping[str, str], file: str
+) -> Iterator[PolicyProblem]:
+    """What limits and fallback name that the domain does not have."""
+    for limit in policy.limits:
+        for name in (*limit.per, *((limit.amount,) if limit.amount else ())):
+            if name not in variables:
+                yield PolicyProblem("a variable of the domain in a limit", repr(name), file=file)
+        if limit.amount and variables.get(limit.amount) not in ("int", "double"):
+            yield PolicyProblem("a number as amount of a limit", repr(limit.amount), file=file)
+    if policy.fallback is not None:
+        action = contract.actions.get(policy.fallback.action)
+        if action is None:
+            known = sorted(contract.actions)
+            yield PolicyProblem(f"an action of {known} as fallback", repr(policy.fallback.action), file=file)
+            return
+        try:
+            action.model_validate(policy.fallback.parameters)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            yield PolicyProblem(f"parameters of {action.action} as fallback", f"{place}: {first['msg']}", file=file)
 
 
 def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]:

@@ -46,25 +46,42 @@ def record_of(given: dict[str, Any], ordinal: int) -> bytes:
         "situation_type": given.pop("situation", "machines.reading_scored"),
         "expires_after_s": given.pop("expires_after", None),
         "features": given.pop("features", {}),
-        "agent": "a", **given,
+        "agent": "a", **{k: v for k, v in given.items() if k != "chain"},
     }
     _, event = proposal("m-1", event_ms=event_ms, name=str(ordinal), **fields)
-    if features_at is None:
-        return event
     changed = orjson.loads(event)
-    changed["data"]["features_at"] = format_time_ms(START_MS + features_at * 1000)
+    if features_at is not None:
+        changed["data"]["features_at"] = format_time_ms(START_MS + features_at * 1000)
+    if "chain" in given:
+        changed["correlationid"] = given["chain"]
     return orjson.dumps(changed)
 
 
 def decide(case: dict[str, Any]) -> list[Decided]:
     """Every proposal of a case in order; the state passes through its JSON as it does in Flink."""
     governor, policies, state = Governor(CONTRACT, max_hops=6), policies_of(case), SubjectState()
-    decided = []
+    decided: list[Decided] = []
     for ordinal, given in enumerate(case["given"]):
-        incoming = governor.read(b"m-1", record_of(given, ordinal))
-        decided.append(governor.decide(state, incoming, policies))
+        if "outcome_of" in given:
+            command = decided[given["outcome_of"]].command
+            assert command is not None, f"proposal {given['outcome_of']} has no command to report on"
+            reported = governor.read_outcome(b"m-1", outcome_of(orjson.loads(command), given))
+            assert reported is not None
+            state.report(reported, ordinal, policies.amounts)
+        else:
+            incoming = governor.read(b"m-1", record_of(given, ordinal))
+            decided.append(governor.decide(state, incoming, policies))
         state = SubjectState.from_json(state.to_json())
     return decided
+
+
+def outcome_of(command: dict[str, Any], given: dict[str, Any]) -> bytes:
+    data = {
+        "event_time": format_time_ms(START_MS + int(given.get("at", 0) * 1000)),
+        "command_id": command["data"]["command_id"], "action": command["data"]["action"],
+        "status": given.get("status", "succeeded"), "cost": given.get("cost"),
+    }  # fmt: skip
+    return orjson.dumps({"type": "flyball.outcome", "subject": command["subject"], "data": data})
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
@@ -80,6 +97,12 @@ def test_the_decision_is_as_the_truth_table_says_when_a_proposal_comes(case: dic
             assert (got.command is not None) is wanted["is_commanded"], place
         if "matched" in wanted:
             assert [p.policy_id for p in data.policies] == wanted["matched"], place
+        if "would" in wanted:
+            would = data.candidate and {"verdict": data.candidate.verdict, "reason": data.candidate.reason}
+            assert would == wanted["would"], place
+        for name in ("action", "obligations"):
+            if name in wanted:
+                assert getattr(data, name) == wanted[name], place
         if "explains" in wanted:
             assert wanted["explains"] in data.explanation
         if "clock" in wanted:

@@ -22,7 +22,8 @@ from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.errors import BadInput, PolicyRefused
 from contracts.policy import Policy, PolicySwitch
-from udfs.policy.govern import STAGE, Governor, SubjectState
+from contracts.topics import topic
+from udfs.policy.govern import STAGE, Governor, Place, Reported, SubjectState
 from udfs.policy.policy_set import PolicySet
 from udfs.serde import dead_letter
 
@@ -40,12 +41,12 @@ _KNOWN_SUBJECTS = 20_000
 
 
 class Govern(KeyedBroadcastProcessFunction):
-    """Proposals (key, value, topic, partition, offset) with policy events as broadcast state.
+    """Proposals and outcomes (key, value, topic, partition, offset), policy events as broadcast state.
 
-    State per subject: its clock and what was allowed (SubjectState), and the ids of proposals seen,
-    kept for `remember_s` of event time; proposals that wait until the policies known at start
-    (`policies_until`, the end offset of the policies topic at submission) are loaded. Restart: all
-    of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
+    State per subject: its clock, what was allowed and is in flight (SubjectState), and the ids of
+    proposals seen, kept for `remember_s` of event time; records that wait until the policies known
+    at start (`policies_until`, the end offset of the policies topic at submission) are loaded.
+    Restart: all of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
     A policy event that is malformed goes to dead letters and the policies before it stay in force.
     """
 
@@ -66,8 +67,10 @@ class Govern(KeyedBroadcastProcessFunction):
         self._waiting = runtime_context.get_list_state(
             ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
         )
+        self._outcomes = topic("outcomes").of(self._domain)
         self._known: dict[str, SubjectState] = {}
         self._policies: PolicySet | None = None
+        self._policies_offset = -1
         self._is_ready = self._policies_until == 0
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
@@ -96,27 +99,42 @@ class Govern(KeyedBroadcastProcessFunction):
         return self._is_ready
 
     def _govern(self, record: Any, ctx: Any) -> Iterator[Any]:
-        key, value, topic, partition, offset = record
+        key, value, log_topic, partition, offset = record
+        if log_topic == self._outcomes:
+            if reported := self._governor.read_outcome(key, value):
+                self._settle(reported, offset, ctx)
+            return
         try:
             proposal = self._governor.read(key, value)
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, value)
+            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, value)
             return
         if self._seen.contains(proposal.id):
             return
-        if self._policies is None:
-            book = ctx.get_broadcast_state(POLICIES_STATE).get(_BOOK)
-            self._policies = PolicyBook.from_json(book).compile()
+        policies = self._policies_now(ctx)
         state = self._state_of(proposal.subject)
-        decided = self._governor.decide(state, proposal, self._policies)
-        state.proposals += 1
+        place = Place(partition, offset, self._policies_offset)
+        decided = self._governor.decide(state, proposal, policies, place)
         self._subject.update(state.to_json())
         self._seen.put(proposal.id, proposal.event_ms)
-        if state.proposals % _PRUNE_EVERY == 0:
+        if state.decisions % _PRUNE_EVERY == 0:
             self._forget(state.clock_ms - self._remember_ms)
         yield Row(proposal.subject, decided.decision.decode())
         if decided.command is not None:
             yield COMMANDS, Row(proposal.subject, decided.command.decode())
+
+    def _settle(self, reported: Reported, offset: int, ctx: Any) -> None:
+        state = self._state_of(reported.subject)
+        state.report(reported, offset, self._policies_now(ctx).amounts)
+        self._subject.update(state.to_json())
+
+    def _policies_now(self, ctx: Any) -> PolicySet:
+        """The policies as far as they were read; compiled once, after a start or restart."""
+        if self._policies is None:
+            stored = ctx.get_broadcast_state(POLICIES_STATE)
+            self._policies = PolicyBook.from_json(stored.get(_BOOK)).compile()
+            self._policies_offset = int(stored.get(_READ_UP_TO) or -1)
+        return self._policies
 
     def _state_of(self, subject: str) -> SubjectState:
         """The subject's state; reading it back from Flink costs as much as deciding, so it is kept.
@@ -135,7 +153,7 @@ class Govern(KeyedBroadcastProcessFunction):
             self._seen.remove(old)
 
     def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Any]:
-        key, text, topic, partition, offset = value
+        key, text, log_topic, partition, offset = value
         state = ctx.get_broadcast_state(POLICIES_STATE)
         book = PolicyBook.from_json(state.get(_BOOK))
         try:
@@ -143,7 +161,8 @@ class Govern(KeyedBroadcastProcessFunction):
             self._policies = book.compile()
             state.put(_BOOK, book.to_json())
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, text)
+            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, text)
+        self._policies_offset = offset
         state.put(_READ_UP_TO, str(offset))
 
 
