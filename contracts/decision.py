@@ -50,11 +50,17 @@ class Candidate(Data):
     policies: tuple[PolicyMatch, ...] = ()
 
 
-class Inputs(Data):
-    """Where in the log `govern` stood: enough to feed a decision the same inputs again.
+class Proposed(Data):
+    """The action a fallback took the place of."""
 
-    Offsets are those of the record itself and of the last one before it that was applied;
-    -1: none yet.
+    action: Slug
+    parameters: dict[str, Scalar]
+
+
+class Inputs(Data):
+    """Where in the log `govern` stood: which outcomes and policies it knew.
+
+    Offsets are those of the last record that was applied; -1: none yet.
     """
 
     proposal_partition: int = Field(ge=0)
@@ -72,7 +78,7 @@ class Entry(Data):
 
 
 class Decision(Data):
-    """Everything needed to make the decision again is in it."""
+    """Everything needed to make the decision again is in it, or in earlier decisions and outcomes."""
 
     event_type: ClassVar[str] = "flyball.decision"
 
@@ -86,7 +92,9 @@ class Decision(Data):
     agent_version: int = Field(ge=1)
     action: Slug
     parameters: dict[str, Scalar]
-    proposed_action: Slug | None = Field(default=None, description="when a fallback took its place")
+    proposed: Proposed | None = Field(default=None, description="when a fallback took its place")
+    proposal_reason: str = Field(max_length=1000)
+    expires_at: Instant | None = None
     confidence: float = Field(ge=0.0, le=1.0)
     situation_type: Identifier
     features: dict[str, Scalar]

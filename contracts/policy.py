@@ -118,6 +118,8 @@ class Policy(Data):
     canary_percent: float = Field(
         default=10.0, gt=0, le=100, description="share of subjects a canary applies to, by hash"
     )
+    author: str = Field(default="", max_length=128, description="who gave it this status")
+    moved_because: str = Field(default="", max_length=300, description="why it has this status")
     examples: tuple[Example, ...] = Field(default=(), max_length=256)
     reason: str = Field(min_length=1, max_length=300, description="for people, one sentence")
     description: str = Field(default="", max_length=4000)

@@ -146,7 +146,7 @@ def publish(
     for policy in policies:
         name = f"{policy.policy_id}@{policy.version}"
         before = known.get(name)
-        if before is not None and before.policy.model_copy(update={"status": policy.status}) != policy:
+        if before is not None and _content(before.policy) != _content(policy):
             problems.append(
                 PolicyProblem(f"a new version for changed content (published: {name})", "other content")
             )
@@ -160,16 +160,60 @@ def publish(
     return [f"{p.policy_id}@{p.version}" for p in policies]
 
 
-def move(bootstrap_servers: str, domain: str, name: str, status: str, *, now_ms: int) -> Policy:
-    """Publish `name` ("id@version") again with another status."""
+def _content(policy: Policy) -> dict[str, object]:
+    """What a version never changes: all but how far it has come."""
+    return policy.model_dump(exclude={"status", "canary_percent", "author", "moved_because"})
+
+
+def move(
+    bootstrap_servers: str, domain: str, name: str, status: str, *, now_ms: int, author: str = "",
+    reason: str = "", percent: float | None = None,
+) -> Policy:  # fmt: skip
+    """Publish `name` ("id@version") again with another status; `percent` is a canary's share."""
     known = published(bootstrap_servers, domain)
+    changes: dict[str, object] = {"author": author, "moved_because": reason}
+    if percent is not None:
+        changes["canary_percent"] = percent
+    policy = _moved(known, name, status, changes)
+    publish(bootstrap_servers, domain, [policy], now_ms=now_ms)
+    return policy
+
+
+def rollback(
+    bootstrap_servers: str, domain: str, name: str, *, now_ms: int, author: str = "", reason: str = ""
+) -> list[str]:
+    """Make `name` the version in force: active, and every newer version of the policy retired.
+
+    Gives what was published, "id@version status" each.
+    """
+    known = published(bootstrap_servers, domain)
+    changes: dict[str, object] = {"author": author, "moved_because": reason or f"rollback to {name}"}
+    chosen = _moved(known, name, "active", changes)
+    newer = [
+        _moved(known, other, "retired", changes)
+        for other, entry in known.items()
+        if entry.policy.policy_id == chosen.policy_id
+        and entry.policy.version > chosen.version
+        and entry.policy.status != "retired"
+    ]
+    publish(bootstrap_servers, domain, [chosen, *newer], now_ms=now_ms)
+    return [f"{p.policy_id}@{p.version} {p.status}" for p in (chosen, *newer)]
+
+
+def _moved(
+    known: Mapping[str, PublishedPolicy], name: str, status: str, changes: Mapping[str, object]
+) -> Policy:
     if name not in known:
         raise PolicyRefused.of([PolicyProblem(f"a published policy of {sorted(known)}", repr(name))])
     if status not in get_args(Status):
         raise PolicyRefused.of([PolicyProblem(f"a status of {get_args(Status)}", repr(status))])
-    policy = known[name].policy.model_copy(update={"status": status})
-    publish(bootstrap_servers, domain, [policy], now_ms=now_ms)
-    return policy
+    try:
+        return Policy.model_validate(
+            {**known[name].policy.model_dump(), **changes, "status": status}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PolicyRefused.of([PolicyProblem(str(first["loc"][0]), str(first["msg"]))]) from None
 
 
 def throw_switch(

@@ -105,7 +105,7 @@ class SubjectState:
 
     clock_ms: the highest accepted event time.
     allowed: action -> what was allowed, in the order of time: [ms, agent, {variable: value},
-        command id]; kept as long as the longest limit looks
+        command id, cost its outcome told]; kept as long as the longest limit looks
         back, at least a day.
     in_flight: command id -> [action, lapses_ms, cooldown_ms], until its outcome or its lapse.
     cooling_ms: action -> until when it waits after a failure.
@@ -153,7 +153,7 @@ class SubjectState:
     ) -> None:  # fmt: skip
         allowed = self.allowed.setdefault(action, [])
         place = bisect_right(allowed, event_ms, key=_at)
-        allowed.insert(place, [event_ms, agent, dict(values or {}), command_id])
+        allowed.insert(place, [event_ms, agent, dict(values or {}), command_id, None])
         del allowed[: bisect_right(allowed, self.clock_ms - keep_ms, key=_at)]
 
     def flying(self) -> list[list[Any]]:
@@ -163,11 +163,11 @@ class SubjectState:
             del self.in_flight[name]
         return list(self.in_flight.values())
 
-    def report(self, reported: Reported, offset: int, amounts: frozenset[str]) -> None:
+    def report(self, reported: Reported, offset: int) -> None:
         """Take an outcome in: its command is no longer in flight; a failure starts the cool-down.
 
-        `amounts` are the variables that budgets sum; a reported cost takes the place of what was
-        reserved under them. One whose command is not known (lapsed, or a repeat) changes no limit.
+        A cost takes the place of what budgets had reserved. An outcome whose command is not known
+        (lapsed, or a repeat) changes nothing.
         """
         self.outcomes_offset = offset
         flight = self.in_flight.pop(reported.command_id, None)
@@ -179,7 +179,7 @@ class SubjectState:
         for allowed in self.allowed.values():
             for entry in allowed:
                 if entry[3] == reported.command_id:
-                    entry[2] |= dict.fromkeys(amounts & entry[2].keys(), reported.cost)
+                    entry[4] = reported.cost
 
 
 def _at(entry: list[Any]) -> int:
@@ -468,7 +468,10 @@ class Governor:
                 same = _alike(state, limit, agent, action, variables, within_s * 1000)
                 count = len(same)
                 if limit.max_total is not None and limit.amount is not None:
-                    spent = sum(float(values.get(limit.amount) or 0) for values in same)
+                    spent = sum(
+                        cost if cost is not None else float(values.get(limit.amount) or 0)
+                        for _, _, values, _, cost in same
+                    )
                     asked = variables.get(limit.amount)
                     counters[f"{limit.amount}_within_{within_s}s"] = spent
                     if not isinstance(asked, (int, float)) or isinstance(asked, bool) or asked < 0:
@@ -519,6 +522,16 @@ class Governor:
         )
         since = state.clock_ms - keep_ms
         state.chains = [chain for chain in state.chains if chain[0] > since][-MAX_CHAINS:]
+
+    def recorded_variables(
+        self, proposal: Incoming, decision: Mapping[str, Any]
+    ) -> dict[str, object]:
+        """What the policies saw when a recorded decision was made about its proposal."""
+        clock_ms = parse_time_ms(decision["decided_at_event_time"])
+        return self._variables(
+            proposal, proposal.data.action, proposal.data.parameters,
+            (clock_ms - proposal.features_ms) / 1000, decision["counters"],
+        )  # fmt: skip
 
     def _variables(
         self,
@@ -583,7 +596,13 @@ class Governor:
                 "agent_version": data.agent_version,
                 "action": ruling.action,
                 "parameters": ruling.parameters,
-                "proposed_action": None if ruling.action == data.action else data.action,
+                "proposed": None
+                if ruling.reason is not Reason.STALE_FALLBACK
+                else {"action": data.action, "parameters": data.parameters},
+                "proposal_reason": data.reason,
+                "expires_at": None
+                if proposal.expiry_ms is None
+                else format_time_ms(proposal.expiry_ms),
                 "confidence": data.confidence,
                 "situation_type": data.situation_type,
                 "features": data.features,
@@ -642,13 +661,13 @@ class Governor:
 def _alike(
     state: SubjectState, limit: Limit, agent: str, action: str, variables: Mapping[str, object],
     within_ms: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The values of what was allowed within `within_ms` and is alike in everything the limit is per."""
+) -> list[list[Any]]:  # fmt: skip
+    """What was allowed within `within_ms` and is alike in everything the limit is per."""
     fields = [name for name in limit.per if name not in ("subject", "action", "agent")]
     return [
-        values
-        for what, (_, by, values, *_) in state.within(within_ms)
+        entry
+        for what, entry in state.within(within_ms)
         if ("action" not in limit.per or what == action)
-        and ("agent" not in limit.per or by == agent)
-        and all(values.get(name) == variables.get(name) for name in fields)
+        and ("agent" not in limit.per or entry[1] == agent)
+        and all(entry[2].get(name) == variables.get(name) for name in fields)
     ]

@@ -238,9 +238,6 @@ class PolicySet:
         self._starts = sorted({entry.effective_ms for entry in self._entries})
         self._scopes: dict[tuple[object, ...], Scope] = {}
         self._canaries = tuple(p for p in self._policies if p.status == "canary")
-        self.amounts = frozenset(
-            limit.amount for p in self._policies for limit in p.limits if limit.amount is not None
-        )
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
             sorted(
@@ -302,7 +299,7 @@ class PolicySet:
         return type(self).from_source, (self.to_source(),)
 
     def _canonical(self) -> dict[str, Any]:
-        spoken = {"examples", "description"}
+        spoken = {"examples", "description", "author", "moved_because"}
         return {
             "policies": [p.model_dump(mode="json", exclude=spoken) for p in self._policies],
             "switches": [switch.model_dump(mode="json") for switch in self._switches],
