@@ -106,7 +106,9 @@ def _link_jars(home: Home) -> None:
         folder = links(home, name)
         folder.mkdir(parents=True, exist_ok=True)
         for link in folder.iterdir():
-            if link.name not in wanted or link.readlink() != wanted.pop(link.name):
+            if link.readlink() == wanted.get(link.name):
+                del wanted[link.name]
+            else:
                 link.unlink(missing_ok=True)
         for jar_name, jar in wanted.items():
             staged = folder / f".{jar_name}.{os.getpid()}"

@@ -50,7 +50,7 @@ class Plant:
             self.orders.append(order)
             return Done("succeeded", "", 30)
 
-        def fly(order: Order) -> Done:
+        def mow(order: Order) -> Done:
             return Done("succeeded", cost=12.5)
 
         def explode(order: Order) -> Done:
@@ -58,7 +58,7 @@ class Plant:
             raise RuntimeError("valve stuck")
 
         return Actuator(
-            "machines", self._memory, {"cool": cool, "explode": explode, "fly": fly},
+            "machines", self._memory, {"cool": cool, "explode": explode, "mow": mow},
             StandInConsumer(self.broker, "machines.commands"), StandInProducer(self.broker),  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_nothing_is_done_when_a_command_carries_the_obligation_of_a_dry_run(plan
 
 
 def test_the_outcome_tells_what_it_cost_when_the_handler_does(plant: Plant) -> None:
-    plant.command(a_command(action="fly"))
+    plant.command(a_command(action="mow"))
     plant.start().step()
     (outcome,) = plant.outcomes()
     assert Outcome.model_validate(outcome["data"]).cost == 12.5
