@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from contracts.data import Data, Instant, Scalar, Slug
+from contracts.data import Data, Identifier, Instant, Scalar, Slug
 from contracts.decision import Verdict
 
 Status = Literal["draft", "shadow", "canary", "active", "retired"]
@@ -136,9 +136,9 @@ class Policy(Data):
 
 
 class PolicySwitch(Data):
-    """Pauses or resumes an agent, an action, one agent's action, or (neither named) the domain.
+    """Pauses or resumes what it names of agent, action and subject; the domain when it names nothing.
 
-    The newest switch for the same agent and action replaces the one before. Pauses add up: a
+    The newest switch for the same agent, action and subject replaces the one before. Pauses add up: a
     proposal is paused while any switch that covers it is.
     """
 
@@ -147,5 +147,6 @@ class PolicySwitch(Data):
     paused: bool
     agent: Slug | None = None
     action: Slug | None = None
+    subject: Identifier | None = None
     reason: str = Field(default="", max_length=300)
     author: str = Field(default="", max_length=128)

@@ -419,7 +419,7 @@ def policy_list(domain: Domain, as_json: AsJson = False) -> None:
     out.print(table)
     for switch in switches:
         if switch.paused:
-            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}")
+            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}")
 
 
 @command(policy_app, "show")
@@ -562,7 +562,9 @@ def policy_eval(
     sys.stdout.write(json.dumps(eval_condition(when, variables)) + "\n")
 
 
-def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_paused: bool) -> None:
+def _switch(
+    domain: str, agent: str | None, action: str | None, subject: str | None, reason: str, is_paused: bool
+) -> None:
     import getpass
 
     from contracts.domain import load_domain
@@ -581,28 +583,29 @@ def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_
         if agent not in names:
             raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")
     switch = PolicySwitch(
-        paused=is_paused, agent=agent, action=action, reason=reason, author=getpass.getuser()
+        paused=is_paused, agent=agent, action=action, subject=subject, reason=reason, author=getpass.getuser()
     )
     policies.throw_switch(_bootstrap(), domain, switch, now_ms=_now_ms())
-    what = f"agent {agent or 'any'}, action {action or 'any'}"
+    what = f"agent {agent or 'any'}, action {action or 'any'}, subject {subject or 'any'}"
     out.print(f"{'paused' if is_paused else 'resumed'} {domain}: {what}")
 
 
 Agent = Annotated[str | None, typer.Option(help="only this agent")]
 Action = Annotated[str | None, typer.Option(help="only this action")]
+Subject = Annotated[str | None, typer.Option(help="only this subject")]
 Why = Annotated[str, typer.Option(help="kept with the switch")]
 
 
 @command(app)
-def pause(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
+def pause(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
     """Make govern deny (reason: paused) from the next proposal on."""
-    _switch(domain, agent, action, reason, True)
+    _switch(domain, agent, action, subject, reason, True)
 
 
 @command(app)
-def resume(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
-    """Take a pause back; name the same agent and action."""
-    _switch(domain, agent, action, reason, False)
+def resume(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
+    """Take a pause back; name the same agent, action and subject."""
+    _switch(domain, agent, action, subject, reason, False)
 
 
 # -------------------------------------------------------------------------------------- models

@@ -111,14 +111,14 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]
 
 def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
     """The newest switch of each scope."""
-    found: dict[tuple[str | None, str | None], PolicySwitch] = {}
+    found: dict[tuple[str | None, ...], PolicySwitch] = {}
     for _, event in _events(bootstrap_servers, domain):
         if event.get("type") == PolicySwitch.event_type:
             try:
                 switch = PolicySwitch.model_validate(event["data"])
             except (ValidationError, KeyError):
                 continue
-            found[(switch.agent, switch.action)] = switch
+            found[(switch.agent, switch.action, switch.subject)] = switch
     return list(found.values())
 
 
@@ -220,7 +220,7 @@ def throw_switch(
     bootstrap_servers: str, domain: str, switch: PolicySwitch, *, now_ms: int
 ) -> None:
     """Publish a pause or its end; `govern` obeys from the next proposal it takes."""
-    key = f"switch/{switch.agent or '*'}/{switch.action or '*'}"
+    key = f"switch/{switch.agent or '*'}/{switch.action or '*'}/{switch.subject or '*'}"
     _send(
         bootstrap_servers, domain,
         [(key, PolicySwitch.event_type, switch.model_dump(mode="json"))], now_ms,

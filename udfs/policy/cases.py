@@ -29,7 +29,7 @@ from udfs.serde import write_event
 START_MS = parse_time_ms("2014-01-01T00:00:00Z")
 _PROPOSAL = {
     "at", "agent", "action", "situation", "parameters", "confidence", "features", "features_at",
-    "expires_after", "hops", "chain", "subject",
+    "expires_after", "hops", "chain",
 }  # fmt: skip
 _OUTCOME = {"outcome_of", "status", "cost", "at"}
 _EXPECT = {
@@ -47,8 +47,8 @@ def decide(
     """
     governor, state = Governor(contract, max_hops=max_hops), SubjectState()
     decided: list[Decided] = []
+    subject = str(defaults.get("subject", "a-subject"))
     for ordinal, row in enumerate(case["given"]):
-        subject = str({**defaults, **row}.get("subject", "a-subject"))
         if "outcome_of" in row:
             _refuse_unknown(row, _OUTCOME)
             reported = governor.read_outcome(subject.encode(), outcome(subject, decided, row))
@@ -56,8 +56,8 @@ def decide(
                 raise ValueError(f"given {ordinal}: not an outcome: {row}")
             state.report(reported, ordinal)
         else:
+            _refuse_unknown(row, _PROPOSAL)
             given = {**defaults, **row}
-            _refuse_unknown(given, _PROPOSAL)
             incoming = governor.read(subject.encode(), proposal(contract.name, subject, given, ordinal))
             decided.append(governor.decide(state, incoming, policies, Place(0, ordinal)))
         state = SubjectState.from_json(state.to_json())

@@ -3,7 +3,8 @@
 In this order; each step may end it, each end has a reason code (contracts/decision.py):
 
     1. seen before                       -> nothing
-    2. paused (domain, agent or action)  -> deny   paused
+    2. paused (domain, agent, action,
+       subject)                          -> deny   paused
     3. past its expirytime               -> deny   stale_expired
        features older than freshness_s   -> deny   stale_features
        the same, and a policy's fallback
@@ -332,9 +333,9 @@ class Governor:
     ) -> _Ruling:
         """Steps 2 to 6, with a policy's fallback in the place of a stale proposal's action."""
         data = proposal.data
-        if policies.is_paused(data.agent, data.action):
+        if policies.is_paused(data.agent, data.action, proposal.subject):
             return _Ruling(
-                "deny", Reason.PAUSED, "paused: domain, agent or action", data.action, data.parameters,
+                "deny", Reason.PAUSED, "paused: domain, agent, action or subject", data.action, data.parameters,
                 self._counters(state, proposal, data.action),
             )  # fmt: skip
         scope = self._scope(state, proposal, policies, data.action)
@@ -347,7 +348,7 @@ class Governor:
         fallback = scope.fallback
         if fallback is None:
             return denied
-        if policies.is_paused(data.agent, fallback.action):
+        if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return replace(denied, told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
             state, proposal, policies, self._scope(state, proposal, policies, fallback.action),

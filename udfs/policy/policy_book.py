@@ -41,7 +41,7 @@ class PolicyBook:
         """Enter one event of the policies topic. Raises BadInput and changes nothing if it is bad."""
         taken = read_policy_event(text, variables)
         if isinstance(taken, PolicySwitch):
-            self._switches[f"{taken.agent or ''}/{taken.action or ''}"] = taken
+            self._switches[f"{taken.agent or ''}/{taken.action or ''}/{taken.subject or ''}"] = taken
         else:
             self._policies[f"{taken.policy_id}@{taken.version}"] = taken
 

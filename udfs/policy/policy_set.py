@@ -10,6 +10,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Final, Self
 
 import cel as rust
@@ -233,7 +234,7 @@ class PolicySet:
     def __init__(self, policies: Sequence[Policy], switches: Sequence[PolicySwitch]) -> None:
         self._policies = tuple(policies)
         self._switches = tuple(switches)
-        self._paused = frozenset((switch.agent, switch.action) for switch in switches)
+        self._paused = frozenset((s.agent, s.action, s.subject) for s in switches)
         self._entries = tuple(map(_Entry.compile, policies))
         self._starts = sorted({entry.effective_ms for entry in self._entries})
         self._scopes: dict[tuple[object, ...], Scope] = {}
@@ -269,7 +270,7 @@ class PolicySet:
                 expected = f"one policy {policy.policy_id}@{policy.version}"
                 raise PolicyRefused.of([PolicyProblem(expected, "two that differ")])
         pauses = {
-            (s.agent or "", s.action or "", s.author, s.reason): s for s in switches if s.paused
+            (s.agent or "", s.action or "", s.subject or "", s.author, s.reason): s for s in switches if s.paused
         }
         return cls(
             [by_version[key] for key in sorted(by_version)],
@@ -305,11 +306,11 @@ class PolicySet:
             "switches": [switch.model_dump(mode="json") for switch in self._switches],
         }
 
-    def is_paused(self, agent: str, action: str) -> bool:
-        """Whether the domain, the agent, the action or this agent's action is paused."""
+    def is_paused(self, agent: str, action: str, subject: str = "") -> bool:
+        """Whether a switch pauses the domain, the agent, the action, the subject, or some of them together."""
         paused = self._paused
         return bool(paused) and not paused.isdisjoint(
-            ((None, None), (agent, None), (None, action), (agent, action))
+            product((None, agent), (None, action), (None, subject))
         )
 
     def scope(
