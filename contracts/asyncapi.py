@@ -14,7 +14,7 @@ JOBS: Final = ("context", "propose", "govern")
 # Who reads a topic as part of the loop. Anybody may read any of them.
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "facts": ("context",),
-    "outcomes": ("context",),
+    "outcomes": ("context", "govern"),
     "situations": ("propose",),
     "models": ("propose",),
     "proposals": ("govern",),

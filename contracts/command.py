@@ -20,3 +20,4 @@ class Command(Data):
     decision_id: Identifier
     proposal_id: Identifier
     reason: str
+    obligations: dict[str, Scalar] = {}

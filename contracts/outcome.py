@@ -18,4 +18,7 @@ class Outcome(FactData):
     command_id: Identifier
     action: Slug
     status: Literal["succeeded", "failed"]
+    cost: float | None = Field(
+        default=None, ge=0, le=1e15, description="what it took of a budget; none: what was reserved"
+    )
     detail: str = Field(default="", max_length=1000)

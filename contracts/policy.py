@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from contracts.data import Data, Instant, Scalar, Slug
+from contracts.data import Data, Identifier, Instant, Scalar, Slug
 from contracts.decision import Verdict
 
 Status = Literal["draft", "shadow", "canary", "active", "retired"]
@@ -15,6 +15,7 @@ SituationType = Annotated[
 ]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 CelType = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(\([a-z_, ()]*\))?$", max_length=128)]
+_FIELDS = ("feature_", "parameter_")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
@@ -27,14 +28,49 @@ class Scope(Data):
 
 
 class Limit(Data):
-    """At most `max_count` allowed proposals within any `within_s` seconds of event time.
+    """What may be allowed of one thing, counted on what was allowed, for each combination of `per` apart.
 
-    Counted on what was allowed, for each `per` key apart.
+    One of three, told by what it names:
+    a rate: `max_count` proposals within any `within_s` seconds of event time;
+    a budget: `max_total` of the number `amount` (a variable) within any `within_s`; reserved when
+    allowed, corrected when an outcome reports its `cost`;
+    concurrency: `max_in_flight` commands whose outcome has neither come nor lapsed.
     """
 
-    per: Literal["subject_and_action"] = "subject_and_action"
-    max_count: int = Field(ge=1, le=1_000_000)
-    within_s: int = Field(ge=1, le=366 * 86_400, description="seconds of event time")
+    per: tuple[VariableName, ...] = Field(
+        default=("subject", "action"), max_length=8,
+        description="subject, and of: action, agent, a feature_... or parameter_...",
+    )  # fmt: skip
+    max_count: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_total: float | None = Field(default=None, gt=0, le=1e15)
+    amount: VariableName | None = Field(default=None, description="feature_... or parameter_...")
+    max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
+    within_s: int | None = Field(
+        default=None, ge=1, le=366 * 86_400, description="seconds of event time"
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_three(self) -> Self:
+        kinds = [k for k in ("max_count", "max_total", "max_in_flight") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"expected one of max_count, max_total, max_in_flight, came {kinds}")
+        if (self.within_s is None) is not (self.max_in_flight is not None):
+            raise ValueError("within_s goes with max_count and max_total, not with max_in_flight")
+        if (self.amount is None) is (self.max_total is not None):
+            raise ValueError("amount goes with max_total: the variable that is summed")
+        for name in (*self.per, *((self.amount,) if self.amount else ())):
+            if name not in ("subject", "action", "agent") and not name.startswith(_FIELDS):
+                raise ValueError(f"expected subject, action, agent, feature_... or parameter_..., came {name!r}")
+        if "subject" not in self.per:
+            raise ValueError("per: expected 'subject' among them; wider limits are not built yet")
+        return self
+
+
+class Fallback(Data):
+    """What is done instead when a proposal is stale: a conservative action, itself under the policies."""
+
+    action: Slug
+    parameters: dict[VariableName, Scalar] = Field(default={}, max_length=64)
 
 
 class Example(Data):
@@ -67,22 +103,42 @@ class Policy(Data):
     freshness_s: float | None = Field(
         default=None, gt=0, le=366 * 86_400, description="features older than this are stale"
     )
+    fallback: Fallback | None = Field(default=None, description="instead of denying what is stale")
+    outcome_within_s: int | None = Field(
+        default=None, ge=1, le=366 * 86_400,
+        description="the same action waits for the outcome, so long at most, in event time",
+    )
+    cooldown_s: int | None = Field(
+        default=None, ge=1, le=366 * 86_400,
+        description="the same action waits so long after a failed outcome, in event time",
+    )
+    obligations: dict[VariableName, Scalar] = Field(
+        default={}, max_length=16, description="what the command carries: dry_run, notify, ..."
+    )
+    canary_percent: float = Field(
+        default=10.0, gt=0, le=100, description="share of subjects a canary applies to, by hash"
+    )
+    author: str = Field(default="", max_length=128, description="who gave it this status")
+    moved_because: str = Field(default="", max_length=300, description="why it has this status")
     examples: tuple[Example, ...] = Field(default=(), max_length=256)
     reason: str = Field(min_length=1, max_length=300, description="for people, one sentence")
     description: str = Field(default="", max_length=4000)
     variables: dict[VariableName, CelType] = Field(default={}, max_length=256)
 
     @model_validator(mode="after")
-    def _only_allow_has_limits(self) -> Self:
-        if self.limits and self.verdict != "allow":
-            raise ValueError(f"limits count what is allowed; verdict {self.verdict!r} has none")
+    def _only_allow_is_bounded(self) -> Self:
+        bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations")
+        if self.verdict != "allow" and (named := [n for n in bounds if getattr(self, n)]):
+            raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
+        if self.outcome_within_s is None and any(limit.max_in_flight for limit in self.limits):
+            raise ValueError("max_in_flight needs outcome_within_s: when a command without outcome lapses")
         return self
 
 
 class PolicySwitch(Data):
-    """Pauses or resumes an agent, an action, one agent's action, or (neither named) the domain.
+    """Pauses or resumes what it names of agent, action and subject; the domain when it names nothing.
 
-    The newest switch for the same agent and action replaces the one before. Pauses add up: a
+    The newest switch for the same agent, action and subject replaces the one before. Pauses add up: a
     proposal is paused while any switch that covers it is.
     """
 
@@ -91,5 +147,6 @@ class PolicySwitch(Data):
     paused: bool
     agent: Slug | None = None
     action: Slug | None = None
+    subject: Identifier | None = None
     reason: str = Field(default="", max_length=300)
     author: str = Field(default="", max_length=128)

@@ -1,6 +1,7 @@
-"""Job `govern`: proposals and policies in, decisions and commands out. Only it writes commands.
+"""Job `govern`: proposals, outcomes, policies in, decisions and commands out. Only it writes commands.
 
-    proposals --(keyed by subject)--> Govern <--(broadcast)-- policies, switches
+    proposals,
+    outcomes  --(keyed by subject)--> Govern <--(broadcast)-- policies, switches
                                         |
                                         +--> decisions, commands (one transaction), dead letters
 
@@ -29,7 +30,9 @@ NEEDS_BROKER = True
 
 def sources(settings: Settings) -> dict[str, str]:
     return {
-        "proposals_source": raw_source("proposals_source", ["proposals"], settings, group=NAME),
+        "proposals_source": raw_source(
+            "proposals_source", ["proposals", "outcomes"], settings, group=NAME
+        ),
         "policies_source": raw_source("policies_source", ["policies"], settings, group=NAME),
     }
 

@@ -100,11 +100,14 @@ def act(
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(Cause.ENVELOPE_INVALID, f"expected a command: {error!r}") from None
     order = Order(
-        command.command_id, command.action, subject, command.parameters, command.event_time
+        command.command_id, command.action, subject, command.parameters, command.event_time,
+        command.obligations,
     )
     handler = handlers.get(command.action)
     if is_expired:
         done = Done("failed", f"expired: {waited_s:.1f} s in the queue, valid until {expiry}")
+    elif command.obligations.get("dry_run") is True:
+        done = Done("succeeded", "dry run: nothing was done")
     elif handler is None:
         done = Done("failed", f"no handler for action {command.action!r}")
     else:
@@ -128,6 +131,7 @@ def act(
             "command_id": command.command_id,
             "action": command.action,
             "status": done.status,
+            "cost": done.cost,
             "detail": done.detail,
         },
     )

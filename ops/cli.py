@@ -26,16 +26,20 @@ app = typer.Typer(
 policy_app = typer.Typer(help="Policies as versioned events.", no_args_is_help=True)
 model_app = typer.Typer(help="Models as versioned events.", no_args_is_help=True)
 letters_app = typer.Typer(help="Bad input with its cause and position.", no_args_is_help=True)
+audit_app = typer.Typer(help="Proof of what was decided, and its story.", no_args_is_help=True)
 contracts_app = typer.Typer(help="The generated contracts.", invoke_without_command=True)
 app.add_typer(policy_app, name="policy")
 app.add_typer(model_app, name="model")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(contracts_app, name="contracts")
+app.add_typer(audit_app, name="audit")
 
 out = Console(width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True)
 
 Domain = Annotated[str, typer.Argument(help="machines, payments, ...: see conf/")]
+Since = Annotated[str | None, typer.Option("--from", help="event time (RFC 3339), included")]
+Until = Annotated[str | None, typer.Option("--to", help="event time (RFC 3339), not included")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -251,6 +255,94 @@ def read(
 
 
 @command(app)
+def replay(
+    domain: Domain,
+    policies: Annotated[Path | None, typer.Option(help="a folder of candidate policies")] = None,
+    since: Since = None,
+    until: Until = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make every recorded decision again and show what differs; nothing may, under the same policies."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from ops import policies as policy_files
+    from ops import replay as replayer
+
+    candidates = None
+    if policies is not None:
+        files = sorted(policies.glob("*.yaml"))
+        if not files:
+            raise SetupFailed(f"--policies: expected a folder with *.yaml, found none in {policies}")
+        candidates = policy_files.check_files(domain, files)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
+        task = bar.add_task("reading the log")
+        done = replayer.run(
+            _bootstrap(), domain, candidates=candidates, since=since, until=until,
+            on_progress=lambda count: bar.update(task, description=f"{count} decisions made again"),
+        )  # fmt: skip
+    found = done.told()
+    if as_json:
+        _print_json(found)
+    else:
+        out.print(
+            f"{done.decisions} decisions made again ({found['decisions_per_s']} a second), {done.different} differ"
+        )
+        if done.changes:
+            table = Table(box=None)
+            for column in ("action", "recorded", "now", "by", "how many", "outcomes lost", "for example"):
+                table.add_column(column)
+            for change in found["changes"]:
+                lost = ", ".join(f"{status} {n}" for status, n in change["outcomes"].items())
+                table.add_row(
+                    change["action"], change["before"], change["after"], change["policies"],
+                    str(change["count"]), lost, change["examples"][0],
+                )  # fmt: skip
+            out.print(table)
+        if done.broken_chains:
+            err.print(f"[red]{done.broken_chains} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
+    if done.broken_chains or (done.different and candidates is None):
+        raise typer.Exit(1)
+
+
+@command(audit_app, "verify")
+def audit_verify(domain: Domain, as_json: AsJson = False) -> None:
+    """Check each subject's chain of decisions over the topic itself; names the first bad record."""
+    from ops import audit
+
+    found = audit.verify(_bootstrap(), domain)
+    told = audit.told(found)
+    if as_json:
+        _print_json(told)
+    else:
+        out.print(
+            f"{told['entries']} entries of {told['subjects']} subjects, {told['superseded']} superseded, {told['bad']} bad"
+        )
+        for bad in found.bad[:20]:
+            err.print(f"[red]{bad.told()}[/red]")
+    if found.bad:
+        raise typer.Exit(1)
+
+
+@command(audit_app, "export")
+def audit_export(
+    domain: Domain,
+    subject: Annotated[str, typer.Option(help="whose story")],
+    as_json: AsJson = False,
+) -> None:
+    """One subject's story: each decision with who, what, when and why; --json gives every event."""
+    from ops import audit
+
+    events = audit.story(_bootstrap(), domain, subject)
+    if not events:
+        raise SetupFailed(f"no event about {subject!r} in the topics of {domain}")
+    if as_json:
+        _print_json(events)
+    else:
+        for line in audit.readable(events):
+            out.print(line, markup=False, highlight=False)
+
+
+@command(app)
 def trace(
     id: Annotated[str, typer.Argument(help="an event id or a correlation id")], as_json: AsJson = False
 ) -> None:
@@ -327,7 +419,7 @@ def policy_list(domain: Domain, as_json: AsJson = False) -> None:
     out.print(table)
     for switch in switches:
         if switch.paused:
-            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}")
+            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}")
 
 
 @command(policy_app, "show")
@@ -346,17 +438,110 @@ def policy_show(domain: Domain, name: Annotated[str, typer.Argument(metavar="ID[
     _print_json(chosen.policy.model_dump(mode="json"))
 
 
+Reason = Annotated[str, typer.Option(help="why, for those who read it later")]
+
+
 @command(policy_app, "move")
 def policy_move(
     domain: Domain,
     name: Annotated[str, typer.Argument(metavar="ID@VERSION")],
     status: Annotated[str, typer.Argument(help="draft, shadow, canary, active or retired")],
+    percent: Annotated[float | None, typer.Option(help="a canary's share of subjects, by hash")] = None,
+    reason: Reason = "",
 ) -> None:
     """Publish a version again with another status."""
+    import getpass
+
     from ops import policies
 
-    moved = policies.move(_bootstrap(), domain, name, status, now_ms=_now_ms())
-    out.print(f"{name} is {moved.status}")
+    moved = policies.move(
+        _bootstrap(), domain, name, status, now_ms=_now_ms(), author=getpass.getuser(), reason=reason,
+        percent=percent,
+    )  # fmt: skip
+    share = f" for {moved.canary_percent:g} % of subjects" if moved.status == "canary" else ""
+    out.print(f"{name} is {moved.status}{share}")
+
+
+@command(policy_app, "rollback")
+def policy_rollback(
+    domain: Domain,
+    name: Annotated[str, typer.Argument(metavar="ID@VERSION")],
+    reason: Reason = "",
+) -> None:
+    """Back to an earlier version at once: it is active, every newer one retired."""
+    import getpass
+
+    from ops import policies
+
+    for line in policies.rollback(
+        _bootstrap(), domain, name, now_ms=_now_ms(), author=getpass.getuser(), reason=reason
+    ):
+        out.print(line)
+
+
+@command(policy_app, "diff")
+def policy_diff(
+    domain: Domain, since: Since = None, until: Until = None, as_json: AsJson = False
+) -> None:
+    """What shadow and canary policies would have changed, by action and reason."""
+    from ops import coverage
+
+    found = coverage.diff(_bootstrap(), domain, since=since, until=until)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(f"{found['decisions']} decisions with a shadow or canary policy in scope, {found['different']} differ")
+    table = Table(box=None)
+    for column in ("action", "decided", "would have been", "by", "how many", "for example"):
+        table.add_column(column)
+    for change in found["changes"]:
+        table.add_row(
+            change["action"], change["before"], change["after"], change["policies"], str(change["count"]),
+            change["examples"][0],
+        )  # fmt: skip
+    out.print(table)
+
+
+@command(policy_app, "coverage")
+def policy_coverage(
+    domain: Domain, since: Since = None, until: Until = None, as_json: AsJson = False
+) -> None:
+    """Which policies, and which branches of their conditions, matched recorded proposals, and which never."""
+    from ops import coverage
+
+    found = coverage.coverage(_bootstrap(), domain, since=since, until=until)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table(box=None, title=f"{found['decisions']} decisions", title_justify="left")
+    for column in ("policy", "status", "in scope", "true", "false", "error"):
+        table.add_column(column)
+    for row in found["policies"]:
+        never = "[red]" if not row["true"] else ""
+        table.add_row(
+            f"{never}{row['policy']}", row["status"], str(row["in_scope"]), str(row["true"]),
+            str(row["false"]), str(row["error"]),
+        )  # fmt: skip
+        for branch in row["branches"]:
+            mark = "[red]" if not branch["true"] else ""
+            table.add_row(f"{mark}  || {branch['when']}", "", "", str(branch["true"]), "", "")
+    out.print(table)
+
+
+@command(policy_app, "test")
+def policy_test(domain: Domain, file: Annotated[Path | None, typer.Argument(help="default: conf/DOMAIN/policies_test.yaml")] = None) -> None:
+    """Run a given/expect table through the whole truth table; needs no broker."""
+    from ops import policy_tests
+
+    results = policy_tests.run(domain, file)
+    for result in results:
+        out.print(f"{'[green]ok[/green]' if result.problem is None else '[red]failed[/red]'} {result.case}")
+        if result.problem is not None:
+            out.print(f"   {result.problem}")
+    failed = sum(result.problem is not None for result in results)
+    if failed:
+        raise SetupFailed(f"{failed} of {len(results)} cases failed")
+    out.print(f"{len(results)} cases passed")
 
 
 @command(policy_app, "eval")
@@ -377,7 +562,9 @@ def policy_eval(
     sys.stdout.write(json.dumps(eval_condition(when, variables)) + "\n")
 
 
-def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_paused: bool) -> None:
+def _switch(
+    domain: str, agent: str | None, action: str | None, subject: str | None, reason: str, is_paused: bool
+) -> None:
     import getpass
 
     from contracts.domain import load_domain
@@ -396,28 +583,29 @@ def _switch(domain: str, agent: str | None, action: str | None, reason: str, is_
         if agent not in names:
             raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")
     switch = PolicySwitch(
-        paused=is_paused, agent=agent, action=action, reason=reason, author=getpass.getuser()
+        paused=is_paused, agent=agent, action=action, subject=subject, reason=reason, author=getpass.getuser()
     )
     policies.throw_switch(_bootstrap(), domain, switch, now_ms=_now_ms())
-    what = f"agent {agent or 'any'}, action {action or 'any'}"
+    what = f"agent {agent or 'any'}, action {action or 'any'}, subject {subject or 'any'}"
     out.print(f"{'paused' if is_paused else 'resumed'} {domain}: {what}")
 
 
 Agent = Annotated[str | None, typer.Option(help="only this agent")]
 Action = Annotated[str | None, typer.Option(help="only this action")]
+Subject = Annotated[str | None, typer.Option(help="only this subject")]
 Why = Annotated[str, typer.Option(help="kept with the switch")]
 
 
 @command(app)
-def pause(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
+def pause(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
     """Make govern deny (reason: paused) from the next proposal on."""
-    _switch(domain, agent, action, reason, True)
+    _switch(domain, agent, action, subject, reason, True)
 
 
 @command(app)
-def resume(domain: Domain, agent: Agent = None, action: Action = None, reason: Why = "") -> None:
-    """Take a pause back; name the same agent and action."""
-    _switch(domain, agent, action, reason, False)
+def resume(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
+    """Take a pause back; name the same agent, action and subject."""
+    _switch(domain, agent, action, subject, reason, False)
 
 
 # -------------------------------------------------------------------------------------- models

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -10,7 +10,7 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
-from contracts.domain import load_domain
+from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
 from contracts.errors import PolicyProblem, PolicyRefused
 from contracts.policy import Policy, PolicySwitch, Status
@@ -55,6 +55,7 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
                 for name in given
                 if name not in known
             ]
+        problems += _unknown_names(policy, contract, variables, str(file))
         same = [p for p in policies if (p.policy_id, p.version) == (policy.policy_id, policy.version)]
         if same:
             problems.append(
@@ -67,6 +68,30 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
     if problems:
         raise PolicyRefused.of(problems)
     return policies
+
+
+def _unknown_names(
+    policy: Policy, contract: DomainContract, variables: Mapping[str, str], file: str
+) -> Iterator[PolicyProblem]:
+    """What limits and fallback name that the domain does not have."""
+    for limit in policy.limits:
+        for name in (*limit.per, *((limit.amount,) if limit.amount else ())):
+            if name not in variables:
+                yield PolicyProblem("a variable of the domain in a limit", repr(name), file=file)
+        if limit.amount and variables.get(limit.amount) not in ("int", "double"):
+            yield PolicyProblem("a number as amount of a limit", repr(limit.amount), file=file)
+    if policy.fallback is not None:
+        action = contract.actions.get(policy.fallback.action)
+        if action is None:
+            known = sorted(contract.actions)
+            yield PolicyProblem(f"an action of {known} as fallback", repr(policy.fallback.action), file=file)
+            return
+        try:
+            action.model_validate(policy.fallback.parameters)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            yield PolicyProblem(f"parameters of {action.action} as fallback", f"{place}: {first['msg']}", file=file)
 
 
 def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]:
@@ -86,14 +111,14 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]
 
 def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
     """The newest switch of each scope."""
-    found: dict[tuple[str | None, str | None], PolicySwitch] = {}
+    found: dict[tuple[str | None, ...], PolicySwitch] = {}
     for _, event in _events(bootstrap_servers, domain):
         if event.get("type") == PolicySwitch.event_type:
             try:
                 switch = PolicySwitch.model_validate(event["data"])
             except (ValidationError, KeyError):
                 continue
-            found[(switch.agent, switch.action)] = switch
+            found[(switch.agent, switch.action, switch.subject)] = switch
     return list(found.values())
 
 
@@ -121,7 +146,7 @@ def publish(
     for policy in policies:
         name = f"{policy.policy_id}@{policy.version}"
         before = known.get(name)
-        if before is not None and before.policy.model_copy(update={"status": policy.status}) != policy:
+        if before is not None and _content(before.policy) != _content(policy):
             problems.append(
                 PolicyProblem(f"a new version for changed content (published: {name})", "other content")
             )
@@ -135,23 +160,67 @@ def publish(
     return [f"{p.policy_id}@{p.version}" for p in policies]
 
 
-def move(bootstrap_servers: str, domain: str, name: str, status: str, *, now_ms: int) -> Policy:
-    """Publish `name` ("id@version") again with another status."""
+def _content(policy: Policy) -> dict[str, object]:
+    """What a version never changes: all but how far it has come."""
+    return policy.model_dump(exclude={"status", "canary_percent", "author", "moved_because"})
+
+
+def move(
+    bootstrap_servers: str, domain: str, name: str, status: str, *, now_ms: int, author: str = "",
+    reason: str = "", percent: float | None = None,
+) -> Policy:  # fmt: skip
+    """Publish `name` ("id@version") again with another status; `percent` is a canary's share."""
     known = published(bootstrap_servers, domain)
+    changes: dict[str, object] = {"author": author, "moved_because": reason}
+    if percent is not None:
+        changes["canary_percent"] = percent
+    policy = _moved(known, name, status, changes)
+    publish(bootstrap_servers, domain, [policy], now_ms=now_ms)
+    return policy
+
+
+def rollback(
+    bootstrap_servers: str, domain: str, name: str, *, now_ms: int, author: str = "", reason: str = ""
+) -> list[str]:
+    """Make `name` the version in force: active, and every newer version of the policy retired.
+
+    Gives what was published, "id@version status" each.
+    """
+    known = published(bootstrap_servers, domain)
+    changes: dict[str, object] = {"author": author, "moved_because": reason or f"rollback to {name}"}
+    chosen = _moved(known, name, "active", changes)
+    newer = [
+        _moved(known, other, "retired", changes)
+        for other, entry in known.items()
+        if entry.policy.policy_id == chosen.policy_id
+        and entry.policy.version > chosen.version
+        and entry.policy.status != "retired"
+    ]
+    publish(bootstrap_servers, domain, [chosen, *newer], now_ms=now_ms)
+    return [f"{p.policy_id}@{p.version} {p.status}" for p in (chosen, *newer)]
+
+
+def _moved(
+    known: Mapping[str, PublishedPolicy], name: str, status: str, changes: Mapping[str, object]
+) -> Policy:
     if name not in known:
         raise PolicyRefused.of([PolicyProblem(f"a published policy of {sorted(known)}", repr(name))])
     if status not in get_args(Status):
         raise PolicyRefused.of([PolicyProblem(f"a status of {get_args(Status)}", repr(status))])
-    policy = known[name].policy.model_copy(update={"status": status})
-    publish(bootstrap_servers, domain, [policy], now_ms=now_ms)
-    return policy
+    try:
+        return Policy.model_validate(
+            {**known[name].policy.model_dump(), **changes, "status": status}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PolicyRefused.of([PolicyProblem(str(first["loc"][0]), str(first["msg"]))]) from None
 
 
 def throw_switch(
     bootstrap_servers: str, domain: str, switch: PolicySwitch, *, now_ms: int
 ) -> None:
     """Publish a pause or its end; `govern` obeys from the next proposal it takes."""
-    key = f"switch/{switch.agent or '*'}/{switch.action or '*'}"
+    key = f"switch/{switch.agent or '*'}/{switch.action or '*'}/{switch.subject or '*'}"
     _send(
         bootstrap_servers, domain,
         [(key, PolicySwitch.event_type, switch.model_dump(mode="json"))], now_ms,

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from contracts.topics import topic
 from ops import kafka
 
-_CHAIN = ("facts", "situations", "proposals", "decisions", "commands", "outcomes")
+CHAIN = ("facts", "situations", "proposals", "decisions", "commands", "outcomes")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Link:
 
 def _scan(bootstrap_servers: str, domain: str, needle: bytes) -> list[Link]:
     links = []
-    topics = {topic(name).of(domain): name.rstrip("s") for name in _CHAIN}
+    topics = {topic(name).of(domain): name.rstrip("s") for name in CHAIN}
     for record in kafka.read_all(bootstrap_servers, list(topics)):
         if record.value is not None and needle in record.value:
             try:

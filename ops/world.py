@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -38,15 +38,20 @@ class Order:
     subject: str
     parameters: Mapping[str, Any]
     event_time: str
+    obligations: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a handler says: how it went, and how long it took in event time (seconds)."""
+    """What a handler says: how it went, how long it took in event time (seconds), and what it cost.
+
+    `cost` takes the place of what the policies' budgets had reserved; None leaves that as it is.
+    """
 
     status: Literal["succeeded", "failed"]
     detail: str = ""
     took_s: float = 0.0
+    cost: float | None = None
 
 
 Handler = Callable[[Order], Done]

@@ -36,6 +36,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "flyball.decision": {
         **PROPOSED, "decided_at_event_time": AT, "verdict": "deny", "reason": "rate_limit",
         "explanation": "", "proposal_id": "p", "policy_set_digest": DIGEST, "counters": {"n": 1},
+        "features_at": AT, "proposal_reason": "hot",
+        "inputs": {"proposal_partition": 0, "proposal_offset": 1, "proposal_sha256": DIGEST,
+                   "outcomes_offset": -1, "policies_offset": 3},
+        "entry": {"number": 2, "previous": DIGEST},
         "policies": [{"policy_id": "cooling", "version": 1, "verdict": "allow"}],
         "model": {"name": "m", "version": 1, "sha256": DIGEST},
     },

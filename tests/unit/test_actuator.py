@@ -50,12 +50,15 @@ class Plant:
             self.orders.append(order)
             return Done("succeeded", "", 30)
 
+        def mow(order: Order) -> Done:
+            return Done("succeeded", cost=12.5)
+
         def explode(order: Order) -> Done:
             self.orders.append(order)
             raise RuntimeError("valve stuck")
 
         return Actuator(
-            "machines", self._memory, {"cool": cool, "explode": explode},
+            "machines", self._memory, {"cool": cool, "explode": explode, "mow": mow},
             StandInConsumer(self.broker, "machines.commands"), StandInProducer(self.broker),  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -83,6 +86,23 @@ def test_an_outcome_is_reported_when_a_command_is_done(plant: Plant) -> None:
     assert (outcome["subject"], outcome["hops"]) == ("m-1", 3)
     assert (outcome["correlationid"], outcome["causationid"]) == ("chain-1", "c-1")
     assert [(o.command_id, o.parameters) for o in plant.orders] == [("c-1", {"duration_s": 60})]
+
+
+def test_nothing_is_done_when_a_command_carries_the_obligation_of_a_dry_run(plant: Plant) -> None:
+    event = orjson.loads(a_command())
+    event["data"]["obligations"] = {"dry_run": True, "notify": "shift"}
+    plant.command(orjson.dumps(event))
+    plant.start().step()
+    (outcome,) = plant.outcomes()
+    assert (outcome["data"]["status"], outcome["data"]["detail"]) == ("succeeded", "dry run: nothing was done")
+    assert plant.orders == []
+
+
+def test_the_outcome_tells_what_it_cost_when_the_handler_does(plant: Plant) -> None:
+    plant.command(a_command(action="mow"))
+    plant.start().step()
+    (outcome,) = plant.outcomes()
+    assert Outcome.model_validate(outcome["data"]).cost == 12.5
 
 
 def test_nothing_is_done_again_when_a_command_comes_twice(plant: Plant) -> None:

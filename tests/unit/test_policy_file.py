@@ -131,7 +131,7 @@ def test_the_place_in_the_file_is_told_when_the_condition_is_written_in_any_styl
         (
             "verdict: allow",
             "verdict: deny",
-            "expected a policy: limits count what is allowed",
+            "expected a policy: limits: bounds what is allowed",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_policy_speaks_when_the_proposal_is_in_its_scope(
     assert (judge([a_policy(scope=scope)]).verdict == "allow") is is_covered
 
 
-@pytest.mark.parametrize("status", ["draft", "shadow", "canary", "retired"])
+@pytest.mark.parametrize("status", ["draft", "shadow", "retired"])
 def test_a_policy_is_silent_when_it_is_not_active(status: str) -> None:
     assert judge([a_policy(status=status)]).reason == Reason.NO_POLICY_MATCHED
 

@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-from pydantic import ValidationError
 from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
@@ -18,11 +16,11 @@ from pyflink.datastream.state import (
     ValueStateDescriptor,
 )
 
-from contracts.dead_letter import Cause
 from contracts.domain import load_domain
-from contracts.errors import BadInput, PolicyRefused
-from contracts.policy import Policy, PolicySwitch
-from udfs.policy.govern import STAGE, Governor, SubjectState
+from contracts.errors import BadInput
+from contracts.topics import topic
+from udfs.policy.govern import STAGE, Governor, Place, Reported, SubjectState
+from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
 from udfs.serde import dead_letter
 
@@ -40,12 +38,12 @@ _KNOWN_SUBJECTS = 20_000
 
 
 class Govern(KeyedBroadcastProcessFunction):
-    """Proposals (key, value, topic, partition, offset) with policy events as broadcast state.
+    """Proposals and outcomes (key, value, topic, partition, offset), policy events as broadcast state.
 
-    State per subject: its clock and what was allowed (SubjectState), and the ids of proposals seen,
-    kept for `remember_s` of event time; proposals that wait until the policies known at start
-    (`policies_until`, the end offset of the policies topic at submission) are loaded. Restart: all
-    of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
+    State per subject: its clock, what was allowed and is in flight (SubjectState), and the ids of
+    proposals seen, kept for `remember_s` of event time; records that wait until the policies known
+    at start (`policies_until`, the end offset of the policies topic at submission) are loaded.
+    Restart: all of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
     A policy event that is malformed goes to dead letters and the policies before it stay in force.
     """
 
@@ -66,8 +64,10 @@ class Govern(KeyedBroadcastProcessFunction):
         self._waiting = runtime_context.get_list_state(
             ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
         )
+        self._outcomes = topic("outcomes").of(self._domain)
         self._known: dict[str, SubjectState] = {}
         self._policies: PolicySet | None = None
+        self._policies_offset = -1
         self._is_ready = self._policies_until == 0
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
@@ -96,27 +96,42 @@ class Govern(KeyedBroadcastProcessFunction):
         return self._is_ready
 
     def _govern(self, record: Any, ctx: Any) -> Iterator[Any]:
-        key, value, topic, partition, offset = record
+        key, value, log_topic, partition, offset = record
+        if log_topic == self._outcomes:
+            if reported := self._governor.read_outcome(key, value):
+                self._settle(reported, offset)
+            return
         try:
             proposal = self._governor.read(key, value)
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, value)
+            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, value)
             return
         if self._seen.contains(proposal.id):
             return
-        if self._policies is None:
-            book = ctx.get_broadcast_state(POLICIES_STATE).get(_BOOK)
-            self._policies = PolicyBook.from_json(book).compile()
+        policies = self._policies_now(ctx)
         state = self._state_of(proposal.subject)
-        decided = self._governor.decide(state, proposal, self._policies)
-        state.proposals += 1
+        place = Place(partition, offset, self._policies_offset)
+        decided = self._governor.decide(state, proposal, policies, place)
         self._subject.update(state.to_json())
         self._seen.put(proposal.id, proposal.event_ms)
-        if state.proposals % _PRUNE_EVERY == 0:
+        if state.decisions % _PRUNE_EVERY == 0:
             self._forget(state.clock_ms - self._remember_ms)
         yield Row(proposal.subject, decided.decision.decode())
         if decided.command is not None:
             yield COMMANDS, Row(proposal.subject, decided.command.decode())
+
+    def _settle(self, reported: Reported, offset: int) -> None:
+        state = self._state_of(reported.subject)
+        state.report(reported, offset)
+        self._subject.update(state.to_json())
+
+    def _policies_now(self, ctx: Any) -> PolicySet:
+        """The policies as far as they were read; compiled once, after a start or restart."""
+        if self._policies is None:
+            stored = ctx.get_broadcast_state(POLICIES_STATE)
+            self._policies = PolicyBook.from_json(stored.get(_BOOK)).compile()
+            self._policies_offset = int(stored.get(_READ_UP_TO) or -1)
+        return self._policies
 
     def _state_of(self, subject: str) -> SubjectState:
         """The subject's state; reading it back from Flink costs as much as deciding, so it is kept.
@@ -135,7 +150,7 @@ class Govern(KeyedBroadcastProcessFunction):
             self._seen.remove(old)
 
     def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Any]:
-        key, text, topic, partition, offset = value
+        key, text, log_topic, partition, offset = value
         state = ctx.get_broadcast_state(POLICIES_STATE)
         book = PolicyBook.from_json(state.get(_BOOK))
         try:
@@ -143,76 +158,9 @@ class Govern(KeyedBroadcastProcessFunction):
             self._policies = book.compile()
             state.put(_BOOK, book.to_json())
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, text)
+            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, text)
+        self._policies_offset = offset
         state.put(_READ_UP_TO, str(offset))
-
-
-class PolicyBook:
-    """Every policy version and switch there is, by the last event that named it."""
-
-    def __init__(self, policies: dict[str, Policy], switches: dict[str, PolicySwitch]) -> None:
-        self._policies = policies
-        self._switches = switches
-
-    @classmethod
-    def from_json(cls, text: str | None) -> PolicyBook:
-        raw = {"policies": {}, "switches": {}} if text is None else orjson.loads(text)
-        return cls(
-            {k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()},
-            {k: PolicySwitch.model_validate(v) for k, v in raw["switches"].items()},
-        )
-
-    def to_json(self) -> str:
-        return orjson.dumps(
-            {
-                "policies": {k: v.model_dump(mode="json") for k, v in self._policies.items()},
-                "switches": {k: v.model_dump(mode="json") for k, v in self._switches.items()},
-            }
-        ).decode()
-
-    def compile(self) -> PolicySet:
-        return PolicySet.compile(self._policies.values(), self._switches.values())
-
-    def take(self, text: bytes | None, variables: dict[str, str]) -> None:
-        """Enter one event of the policies topic. Raises BadInput and changes nothing if it is bad."""
-        taken = read_policy_event(text, variables)
-        if isinstance(taken, PolicySwitch):
-            self._switches[f"{taken.agent or ''}/{taken.action or ''}"] = taken
-        else:
-            self._policies[f"{taken.policy_id}@{taken.version}"] = taken
-
-
-def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy | PolicySwitch:
-    """The policy or switch in a record of the policies topic; raises BadInput with its cause.
-
-    Publishing checks types and examples with both engines; here, on the operator's side, the shape,
-    the declared variables' types and the Rust engine's own parse are checked again.
-    """
-    if not text:
-        raise BadInput(Cause.EMPTY, "expected a policy event, came an empty record")
-    try:
-        event = orjson.loads(text)
-        kind = event.get("type") if isinstance(event, dict) else None
-        if kind == PolicySwitch.event_type:
-            return PolicySwitch.model_validate_json(orjson.dumps(event["data"]))
-        if kind != Policy.event_type:
-            raise BadInput(
-                Cause.UNKNOWN_TYPE,
-                f"expected {Policy.event_type!r} or {PolicySwitch.event_type!r}, came {kind!r}",
-            )
-        policy = Policy.model_validate_json(orjson.dumps(event["data"]))
-        for name, declared in policy.variables.items():
-            if variables.get(name) != declared:
-                raise BadInput(
-                    Cause.POLICY_REFUSED,
-                    f"variable {name!r}: expected {variables.get(name, 'no such')}, came {declared}",
-                )
-        PolicySet.compile([policy.model_copy(update={"status": "active"})])
-        return policy
-    except orjson.JSONDecodeError as error:
-        raise BadInput(Cause.NOT_JSON, f"expected a policy event as JSON: {error}") from None
-    except (ValidationError, PolicyRefused, KeyError) as error:
-        raise BadInput(Cause.POLICY_REFUSED, str(error)[:1000]) from None
 
 
 def _letter(

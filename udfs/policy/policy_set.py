@@ -9,16 +9,18 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Final, Self
 
 import cel as rust
 import rfc8785
 
+from contracts.data import Scalar
 from contracts.decision import Reason, Verdict
 from contracts.envelope import parse_time_ms
 from contracts.errors import PolicyProblem, PolicyRefused
-from contracts.policy import Limit, Policy, PolicySwitch
+from contracts.policy import Fallback, Limit, Policy, PolicySwitch
 from udfs.policy.cel import Condition, Evaluation, bind, outcome
 
 _ALWAYS: Final = -(2**63)
@@ -38,8 +40,9 @@ class PolicyError:
 class Judgement:
     """What the policies say of one proposal, before its limits are counted.
 
-    `matched` are the policies whose condition was true, by policy id. `limits` are those of the
-    matching allow policies, each with its policy id; none unless the verdict is allow.
+    `matched` are the policies whose condition was true, by policy id. The rest comes from the
+    matching allow policies and is empty unless the verdict is allow: `limits`, each with its policy
+    id; the longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them.
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -50,6 +53,9 @@ class Judgement:
     matched: tuple[tuple[str, int, Verdict], ...] = ()
     errors: tuple[PolicyError, ...] = ()
     limits: tuple[tuple[str, Limit], ...] = ()
+    outcome_within_s: int = 0
+    cooldown_s: int = 0
+    obligations: Mapping[str, Scalar] = field(default_factory=dict)
     freshness_s: float | None = None
 
 
@@ -88,31 +94,93 @@ class _Entry:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """The policies that speak about one action of one agent on one situation."""
+class Scope:
+    """The policies that speak about one action of one agent on one situation, for some subjects.
 
-    entries: tuple[_Entry, ...]
-    variables: dict[str, str]
-    # Two policies were checked with different types for one variable: each reads its own.
-    is_mixed: bool
-    freshness_s: float | None
+    `candidate` are the same with shadow and canary policies as if they were active; None where there
+    are none.
+    """
 
-    @classmethod
-    def of(cls, entries: tuple[_Entry, ...]) -> Self:
-        variables: dict[str, str] = {}
-        is_mixed = False
+    def __init__(self, entries: tuple[_Entry, ...], candidate: Scope | None = None) -> None:
+        self.candidate = candidate
+        self._entries = entries
+        self._variables: dict[str, str] = {}
+        # Two policies were checked with different types for one variable: each reads its own.
+        self._is_mixed = False
         for entry in entries:
             for name, kind in entry.condition.variables.items():
-                is_mixed |= variables.setdefault(name, kind) != kind
+                self._is_mixed |= self._variables.setdefault(name, kind) != kind
         limits = [e.policy.freshness_s for e in entries if e.policy.freshness_s is not None]
-        return cls(entries, variables, is_mixed, min(limits, default=None))
+        self.freshness_s: float | None = min(limits, default=None)
+        # The first by policy id, so that it does not depend on the order they came in.
+        self.fallback: Fallback | None = next(
+            (e.policy.fallback for e in entries if e.policy.fallback is not None), None
+        )
 
-    def reader(self, values: Mapping[str, object]) -> Callable[[_Entry], Evaluation]:
+    def judge(self, variables: Mapping[str, object]) -> Judgement:
+        """What these policies say together. Never raises for bad variables.
+
+        | a deny matches | one has an error | a hold matches | an allow matches | verdict        |
+        |----------------|------------------|----------------|------------------|----------------|
+        | yes            | any              | any            | any              | deny           |
+        | no             | yes              | any            | any              | hold (error)   |
+        | no             | no               | yes            | any              | hold           |
+        | no             | no               | no             | yes              | allow          |
+        | no             | no               | no             | no               | deny (default) |
+
+        Row 1: a forbid is certain whatever else would have been said, so an error cannot soften
+        it into a hold that a person might release. Row 2: the policy in error may have been a
+        forbid, so nothing is allowed; it holds, whatever its verdict. Row 3: asking beats going
+        ahead. Row 4: somebody allowed it and nobody objected. Row 5: nobody allowed it.
+        """
+        by_verdict: dict[Verdict, list[_Entry]] = {"deny": [], "hold": [], "allow": []}
+        errors: list[PolicyError] = []
+        matched: list[tuple[str, int, Verdict]] = []
+        if self._entries:
+            read = self._reader(variables)
+            for entry in self._entries:
+                evaluation = read(entry)
+                if evaluation.value:
+                    matched.append(entry.match)
+                    by_verdict[entry.policy.verdict].append(entry)
+                elif evaluation.value is None:
+                    policy = entry.policy
+                    message = evaluation.error or "no value"
+                    errors.append(PolicyError(policy.policy_id, policy.version, message))
+
+        def say(verdict: Verdict, reason: Reason, why: str) -> Judgement:
+            return Judgement(
+                verdict, reason, why, tuple(matched), tuple(errors), freshness_s=self.freshness_s
+            )
+
+        if denies := by_verdict["deny"]:
+            return say("deny", Reason.FORBIDDEN, _why(denies))
+        if errors:
+            first = errors[0]
+            why = f"{first.policy_id}@{first.version} cannot be evaluated: {first.message}"
+            return say("hold", Reason.POLICY_ERROR, why)
+        if holds := by_verdict["hold"]:
+            return say("hold", Reason.HELD, _why(holds))
+        allows = [entry.policy for entry in by_verdict["allow"]]
+        if not allows:
+            return say("deny", Reason.NO_POLICY_MATCHED, "no policy allows it")
+        return Judgement(
+            "allow",
+            Reason.ALLOWED,
+            _why(by_verdict["allow"]),
+            tuple(matched),
+            limits=tuple((p.policy_id, limit) for p in allows for limit in p.limits),
+            outcome_within_s=max(p.outcome_within_s or 0 for p in allows),
+            cooldown_s=max(p.cooldown_s or 0 for p in allows),
+            obligations=_together(p.obligations for p in allows),
+            freshness_s=self.freshness_s,
+        )
+
+    def _reader(self, values: Mapping[str, object]) -> Callable[[_Entry], Evaluation]:
         """Converts the variables once, for all policies; the conversion costs most of the time."""
-        if self.is_mixed:
+        if self._is_mixed:
             return lambda entry: entry.condition.evaluate(values)
-        bindings = bind(values, self.variables)
+        bindings = bind(values, self._variables)
         try:
             context = rust.Context(bindings.given)
         except Exception:  # text it cannot take: an error for who reads it
@@ -129,26 +197,65 @@ class _Scope:
         return read
 
 
+def _together(given: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar]:
+    """The obligations of several policies: the stricter of two numbers, true over false, both texts."""
+    found: dict[str, Scalar] = {}
+    for obligations in given:
+        for name, value in obligations.items():
+            before = found.get(name)
+            if before is None or before == value:
+                found[name] = value
+            elif isinstance(before, bool) and isinstance(value, bool):
+                found[name] = True
+            elif isinstance(before, (int, float)) and isinstance(value, (int, float)):
+                found[name] = min(before, value)
+            elif value is not None:
+                found[name] = f"{before}, {value}"
+    return found
+
+
+def canary_covers(policy: Policy, subject: str) -> bool:
+    """Whether the canary applies to `subject`: a fixed share, by hash of policy id and subject.
+
+    The same subjects for every version, and a larger share covers all of a smaller one's.
+    """
+    digest = hashlib.sha256(f"{policy.policy_id}|{subject}".encode()).digest()
+    return int.from_bytes(digest[:8]) < policy.canary_percent / 100 * 2**64
+
+
 class PolicySet:
     """Active policies and switches, ready to judge. Pickles as its source and compiles on load.
 
     `digest` is the SHA-256 (hexadecimal) of the RFC 8785 canonical JSON of everything that can
-    change a judgement: active policies without examples and description, and pauses. It does not
-    depend on the order they came in.
+    change what is decided or recorded: active, canary and shadow policies without examples and
+    description, and pauses. It does not depend on the order they came in.
     """
 
     def __init__(self, policies: Sequence[Policy], switches: Sequence[PolicySwitch]) -> None:
         self._policies = tuple(policies)
         self._switches = tuple(switches)
-        self._paused = frozenset((switch.agent, switch.action) for switch in switches)
+        self._paused = frozenset((s.agent, s.action, s.subject) for s in switches)
         self._entries = tuple(map(_Entry.compile, policies))
         self._starts = sorted({entry.effective_ms for entry in self._entries})
-        self._scopes: dict[tuple[int, str, str, str], _Scope] = {}
+        self._scopes: dict[tuple[object, ...], Scope] = {}
+        self._canaries = tuple(p for p in self._policies if p.status == "canary")
+        # The variables limits count by: remembered with whatever is allowed.
+        self.counted_by = tuple(
+            sorted(
+                {
+                    name
+                    for policy in self._policies
+                    for limit in policy.limits
+                    for name in (*limit.per, limit.amount)
+                    if name is not None and name not in ("subject", "action", "agent")
+                }
+            )
+        )
         self.digest = hashlib.sha256(rfc8785.dumps(self._canonical())).hexdigest()
 
     @classmethod
     def compile(cls, policies: Iterable[Policy], switches: Iterable[PolicySwitch] = ()) -> Self:
-        """The set made of `policies` (only active ones count) and `switches` (only pauses count).
+        """The set made of `policies` (draft and retired ones left out) and `switches` (pauses only).
 
         Order does not matter. Where two switches name the same agent and action, the pause wins;
         pass the newest only. Raises PolicyRefused when a condition does not compile, or when two
@@ -156,14 +263,14 @@ class PolicySet:
         """
         by_version: dict[tuple[str, int], Policy] = {}
         for policy in policies:
-            if policy.status != "active":
+            if policy.status in ("draft", "retired"):
                 continue
             key = (policy.policy_id, policy.version)
             if by_version.setdefault(key, policy) != policy:
                 expected = f"one policy {policy.policy_id}@{policy.version}"
                 raise PolicyRefused.of([PolicyProblem(expected, "two that differ")])
         pauses = {
-            (s.agent or "", s.action or "", s.author, s.reason): s for s in switches if s.paused
+            (s.agent or "", s.action or "", s.subject or "", s.author, s.reason): s for s in switches if s.paused
         }
         return cls(
             [by_version[key] for key in sorted(by_version)],
@@ -193,114 +300,65 @@ class PolicySet:
         return type(self).from_source, (self.to_source(),)
 
     def _canonical(self) -> dict[str, Any]:
-        spoken = {"examples", "description"}
+        spoken = {"examples", "description", "author", "moved_because"}
         return {
             "policies": [p.model_dump(mode="json", exclude=spoken) for p in self._policies],
             "switches": [switch.model_dump(mode="json") for switch in self._switches],
         }
 
-    def is_paused(self, agent: str, action: str) -> bool:
-        """Whether the domain, the agent, the action or this agent's action is paused."""
+    def is_paused(self, agent: str, action: str, subject: str = "") -> bool:
+        """Whether a switch pauses the domain, the agent, the action, the subject, or some of them together."""
         paused = self._paused
         return bool(paused) and not paused.isdisjoint(
-            ((None, None), (agent, None), (None, action), (agent, action))
+            product((None, agent), (None, action), (None, subject))
         )
 
-    def freshness_s(
-        self, *, agent: str, action: str, situation: str, event_ms: int
-    ) -> float | None:
-        """The strictest freshness of the policies in scope, in seconds of event time."""
-        return self._scope(agent, action, situation, event_ms).freshness_s
+    def scope(
+        self, *, agent: str, action: str, situation: str, subject: str, event_ms: int
+    ) -> Scope:
+        """The policies that speak about such a proposal at `event_ms` (event time).
 
-    def judge(
-        self,
-        variables: Mapping[str, object],
-        *,
-        agent: str,
-        action: str,
-        situation: str,
-        event_ms: int,
-    ) -> Judgement:
-        """What the policies in force at `event_ms` (event time) say of one proposal.
-
-        Policies in scope are evaluated one by one; what they say together:
-
-        | a deny matches | one has an error | a hold matches | an allow matches | verdict        |
-        |----------------|------------------|----------------|------------------|----------------|
-        | yes            | any              | any            | any              | deny           |
-        | no             | yes              | any            | any              | hold (error)   |
-        | no             | no               | yes            | any              | hold           |
-        | no             | no               | no             | yes              | allow          |
-        | no             | no               | no             | no               | deny (default) |
-
-        Row 1: a forbid is certain whatever else would have been said, so an error cannot soften
-        it into a hold that a person might release. Row 2: the policy in error may have been a
-        forbid, so nothing is allowed; it holds, whatever its verdict. Row 3: asking beats going
-        ahead. Row 4: somebody allowed it and nobody objected. Row 5: nobody allowed it.
-
-        Of each policy id the highest version already effective counts, and only that one, also
-        where its scope is narrower than its predecessor's. Never raises for bad variables.
+        Of each policy id the highest active version already effective counts, and only that one,
+        also where its scope is narrower than its predecessor's; a canary takes its place for the
+        subjects it covers. Found once for each scope and span between two starts.
         """
-        scope = self._scope(agent, action, situation, event_ms)
-        fresh = scope.freshness_s
-        denies: list[_Entry] = []
-        holds: list[_Entry] = []
-        allows: list[_Entry] = []
-        errors: list[PolicyError] = []
-        matched: list[tuple[str, int, Verdict]] = []
-        if scope.entries:
-            read = scope.reader(variables)
-            for entry in scope.entries:
-                evaluation = read(entry)
-                if evaluation.value:
-                    matched.append(entry.match)
-                    match entry.policy.verdict:
-                        case "deny":
-                            denies.append(entry)
-                        case "hold":
-                            holds.append(entry)
-                        case "allow":
-                            allows.append(entry)
-                elif evaluation.value is None:
-                    policy = entry.policy
-                    message = evaluation.error or "no value"
-                    errors.append(PolicyError(policy.policy_id, policy.version, message))
-
-        def say(
-            verdict: Verdict, reason: Reason, why: str, limited: Sequence[_Entry] = ()
-        ) -> Judgement:
-            limits = tuple(
-                (e.policy.policy_id, limit) for e in limited for limit in e.policy.limits
-            )
-            return Judgement(verdict, reason, why, tuple(matched), tuple(errors), limits, fresh)
-
-        if denies:
-            return say("deny", Reason.FORBIDDEN, _why(denies))
-        if errors:
-            first = errors[0]
-            why = f"{first.policy_id}@{first.version} cannot be evaluated: {first.message}"
-            return say("hold", Reason.POLICY_ERROR, why)
-        if holds:
-            return say("hold", Reason.HELD, _why(holds))
-        if allows:
-            return say("allow", Reason.ALLOWED, _why(allows), allows)
-        return say("deny", Reason.NO_POLICY_MATCHED, "no policy allows it")
-
-    def _scope(self, agent: str, action: str, situation: str, event_ms: int) -> _Scope:
-        """The policies that speak here, found once for each scope and span between two starts."""
-        key = (bisect_right(self._starts, event_ms), agent, action, situation)
+        canaries = tuple(canary_covers(policy, subject) for policy in self._canaries)
+        key = (bisect_right(self._starts, event_ms), agent, action, situation, canaries)
         scope = self._scopes.get(key)
         if scope is None:
-            in_force: dict[str, _Entry] = {}
+            covered = {
+                (p.policy_id, p.version) for p, is_in in zip(self._canaries, canaries, strict=True) if is_in
+            }
+            in_force: dict[str, dict[str, _Entry]] = {"active": {}, "canary": {}, "shadow": {}}
             for entry in self._entries:  # sorted by id and version: the last one effective stays
                 if entry.effective_ms <= event_ms:
-                    in_force[entry.policy.policy_id] = entry
-            covering = [e for e in in_force.values() if e.covers(agent, action, situation)]
-            scope = _Scope.of(tuple(covering))
+                    in_force[entry.policy.status][entry.policy.policy_id] = entry
+            real = in_force["active"] | {
+                name: entry for name, entry in in_force["canary"].items()
+                if (entry.policy.policy_id, entry.policy.version) in covered
+            }  # fmt: skip
+            candidate = in_force["active"] | in_force["canary"] | in_force["shadow"]
+
+            def covering(entries: Mapping[str, _Entry]) -> tuple[_Entry, ...]:
+                return tuple(
+                    entries[name] for name in sorted(entries) if entries[name].covers(agent, action, situation)
+                )
+
+            differs = covering(candidate) != covering(real)
+            scope = Scope(covering(real), Scope(covering(candidate)) if differs else None)
             if len(self._scopes) >= _MAX_SCOPES:
                 self._scopes.clear()
             self._scopes[key] = scope
         return scope
+
+    def judge(
+        self, variables: Mapping[str, object], *, agent: str, action: str, situation: str,
+        event_ms: int, subject: str = "",
+    ) -> Judgement:  # fmt: skip
+        """What the policies in force at `event_ms` say of one proposal (`Scope.judge`)."""
+        return self.scope(
+            agent=agent, action=action, situation=situation, subject=subject, event_ms=event_ms
+        ).judge(variables)
 
 
 def _why(entries: Sequence[_Entry]) -> str:

@@ -1,0 +1,57 @@
+"""`policy test`: the domain's policy files against its given/expect table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.domain import load_domain
+from contracts.errors import BadInput, SetupFailed
+from jobs.settings import load_settings, read_yaml
+from ops import policies
+from udfs.policy import cases
+from udfs.policy.govern import Decided
+from udfs.policy.policy_set import PolicySet
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case, and what is wrong with it (None: nothing)."""
+
+    case: str
+    problem: str | None
+
+
+def run(domain: str, file: Path | None = None) -> list[Result]:
+    """Every case of the table under the files of conf/<domain>/policies, as `govern` would decide.
+
+    Raises SetupFailed when the table is none, PolicyRefused when a policy is refused.
+    """
+    settings, contract = load_settings(domain), load_domain(domain)
+    path = file or settings.conf_dir / "policies_test.yaml"
+    table = read_yaml(path)
+    if not isinstance(table, dict) or not isinstance(table.get("cases"), list):
+        raise SetupFailed(f"{path}: expected 'cases' (a list) and perhaps 'defaults', came {type(table).__name__}")
+    checked = PolicySet.compile(policies.check_files(domain, policies.policy_files(domain)))
+    defaults: dict[str, Any] = dict(table.get("defaults") or {})
+    results = []
+    for number, case in enumerate(table["cases"]):
+        if not isinstance(case, dict) or not {"case", "given", "expect"} <= set(case):
+            raise SetupFailed(f"{path}: case {number}: expected case, given and expect, came {case!r:.200}")
+        try:
+            decided = cases.decide(contract, checked, case, defaults, max_hops=settings.max_hops)
+            problem = _problem(decided, case["expect"])
+        except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
+            problem = f"not a case: {type(error).__name__}: {error}"
+        results.append(Result(str(case["case"]), problem))
+    return results
+
+
+def _problem(decided: list[Decided], expect: list[dict[str, Any]]) -> str | None:
+    if len(decided) != len(expect):
+        return f"expected {len(decided)} rows in expect, one a proposal, came {len(expect)}"
+    for ordinal, (got, wanted) in enumerate(zip(decided, expect, strict=True)):
+        if (problem := cases.mismatch(got, wanted)) is not None:
+            return f"proposal {ordinal}: {problem}"
+    return None

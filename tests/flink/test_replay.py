@@ -1,0 +1,134 @@
+"""What `govern` recorded on the real cluster: whole chains, decisions that come out the same, candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from contracts.envelope import parse_time_ms
+from contracts.policy import Policy
+from tests.loop import Loop, proposal
+
+START_MS = parse_time_ms("2014-09-01T00:00:00Z")
+DAY_MS = 86_400_000
+
+
+def policy_file(folder: Path, policy_id: str, version: int, status: str, subject: str, verdict: str = "deny") -> Path:
+    file = folder / f"{policy_id}-{version}.yaml"
+    file.write_text(
+        f"policy_id: {policy_id}\nversion: {version}\nstatus: {status}\n"
+        f"scope: {{actions: [activate_cooling]}}\nwhen: subject == \"{subject}\"\nverdict: {verdict}\nreason: a test\n"
+    )
+    return file
+
+
+def test_a_policy_goes_from_shadow_to_force_and_back_while_the_job_runs(
+    machines: Loop, flyball: Callable[..., Any], tmp_path: Path
+) -> None:
+    subject, days = "lifecycle-1", iter(range(10_000))
+
+    def decision() -> dict[str, Any]:
+        proposal_id, event = proposal(subject, event_ms=START_MS + next(days) * 2 * DAY_MS)
+        machines.send("proposals", (subject, event))
+        return dict(machines.decision_of(proposal_id, subject)["data"])
+
+    def until(what: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        def probe() -> dict[str, Any] | None:
+            found = decision()
+            return found if is_so(found) else None
+
+        found = machines.wait_for(what, probe)
+        assert found is not None
+        return found
+
+    def done(*command: object) -> str:
+        said = flyball(*command)
+        assert said.code == 0, said.err
+        return str(said.out)
+
+    assert decision()["candidate"] is None
+    done("policy", "publish", "machines", policy_file(tmp_path, "lifecycle", 1, "shadow", subject))
+    shadowed = until("a decision with the shadow policy", lambda d: d["candidate"] is not None)
+    assert (shadowed["verdict"], shadowed["candidate"]["reason"]) == ("allow", "forbidden_by_policy")
+    told = orjson.loads(done("policy", "diff", "machines", "--json"))
+    change = next(c for c in told["changes"] if "lifecycle@1" in c["policies"])
+    assert (change["before"], change["after"]) == ("allow allowed_by_policy", "deny forbidden_by_policy")
+
+    done("policy", "move", "machines", "lifecycle@1", "canary", "--percent", 100, "--reason", "a test")
+    until("the canary in force", lambda d: d["reason"] == "forbidden_by_policy")
+    done("policy", "move", "machines", "lifecycle@1", "active")
+    done("policy", "publish", "machines", policy_file(tmp_path, "lifecycle", 2, "active", "nobody"))
+    until("version 2 in force", lambda d: d["verdict"] == "allow")
+    rolled = done("policy", "rollback", "machines", "lifecycle@1", "--reason", "a test")
+    assert rolled.split() == ["lifecycle@1", "active", "lifecycle@2", "retired"]
+    until("version 1 in force again", lambda d: d["reason"] == "forbidden_by_policy")
+    coverage = orjson.loads(done("policy", "coverage", "machines", "--json"))
+    counted = {row["policy"]: row for row in coverage["policies"]}
+    assert counted["lifecycle@1"]["true"] >= 3
+    assert counted["lifecycle@1"]["error"] == 0
+    done("policy", "move", "machines", "lifecycle@1", "retired")
+    moved = next(
+        event["data"] for event in machines.events("policies", "lifecycle/1") if event["data"]["status"] == "canary"
+    )
+    assert (moved["moved_because"], moved["canary_percent"]) == ("a test", 100)
+    assert Policy.model_validate_json(orjson.dumps(moved)).author
+
+
+def test_outcomes_reach_govern_and_are_named_by_the_next_decision(machines: Loop) -> None:
+    subject = "settled-1"
+    first_id, first = proposal(subject, event_ms=START_MS)
+    machines.send("proposals", (subject, first))
+    machines.decision_of(first_id, subject)
+    machines.wait_for("the outcome", lambda: machines.events("outcomes", subject))
+    (outcome,) = machines.records("outcomes", subject)
+    days = iter(range(1, 10_000))
+
+    def is_named() -> bool:
+        proposal_id, event = proposal(subject, event_ms=START_MS + next(days) * 2 * DAY_MS)
+        machines.send("proposals", (subject, event))
+        inputs = machines.decision_of(proposal_id, subject)["data"]["inputs"]
+        return bool(inputs["outcomes_offset"] >= outcome.offset)
+
+    machines.wait_for("a decision that knows the outcome", is_named)
+
+
+def test_every_chain_is_whole_and_every_decision_comes_out_the_same_again(
+    machines: Loop, flyball: Callable[..., Any]
+) -> None:
+    """Over everything that tests did to this domain so far: policies, switches, a killed TaskManager."""
+    machines.settle()
+    said = flyball("audit", "verify", "machines", "--json")
+    audit = orjson.loads(said.out)
+    assert (said.code, audit["ok"], audit["first_bad"], audit["superseded"]) == (0, True, None, 0)
+    assert audit["entries"] == len(machines.records("decisions")) > 0
+
+    said = flyball("replay", "machines", "--json")
+    replayed = orjson.loads(said.out)
+    assert replayed["changes"] == []
+    assert (said.code, replayed["decisions"], replayed["different"]) == (0, audit["entries"], 0)
+
+
+def test_a_replay_under_candidates_tells_what_they_would_change(
+    machines: Loop, flyball: Callable[..., Any], tmp_path: Path
+) -> None:
+    subject = "candidate-1"
+    proposal_id, event = proposal(subject, event_ms=START_MS)
+    machines.send("proposals", (subject, event))
+    decision = machines.decision_of(proposal_id, subject)
+    machines.wait_for("the outcome", lambda: machines.events("outcomes", subject))
+    policy_file(tmp_path, "open", 1, "active", "somebody else", verdict="allow")
+
+    said = flyball("replay", "machines", "--policies", tmp_path, "--json")
+    assert said.code == 0, said.err
+    changes = orjson.loads(said.out)["changes"]
+    change = next(
+        c for c in changes
+        if (c["action"], c["before"], c["after"]) == ("activate_cooling", "allow allowed_by_policy", "deny no_policy_matched")
+    )  # fmt: skip
+    assert sum(change["outcomes"].values()) == change["count"], "each lost command had an outcome, or has none yet"
+    story = flyball("audit", "export", "machines", "--subject", subject)
+    assert "#1 allow activate_cooling: allowed_by_policy" in story.out
+    assert str(decision["data"]["command_id"])[:12] in story.out

@@ -1,0 +1,46 @@
+"""`policy test`: the shipped policies do what their tables say, and a wrong table says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import SetupFailed
+from ops.policy_tests import run
+
+
+@pytest.mark.parametrize("domain", ["machines", "payments"])
+def test_the_shipped_policies_do_what_their_table_says(domain: str) -> None:
+    results = run(domain)
+    assert len(results) >= 4
+    assert [(r.case, r.problem) for r in results if r.problem is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expect", "told"),
+    [
+        ("[{}]", "[{verdict: deny}]", "expected verdict 'deny', came 'allow' (cooling@1"),
+        ("[{}]", "[]", "expected 1 rows in expect, one a proposal, came 0"),
+        ("[{colour: red}]", "[{}]", "came ['colour']"),
+        ("[{action: launch}]", "[{}]", "no action 'launch'"),
+        ("[{outcome_of: 0}]", "[{}]", "IndexError"),
+        ("[{}]", "[{mood: good}]", "came ['mood']"),
+    ],
+)
+def test_a_case_fails_with_what_was_expected_and_what_came(tmp_path: Path, given: str, expect: str, told: str) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text(
+        "defaults: {agent: heat-rule, action: activate_cooling, situation: machines.reading_scored,"
+        " parameters: {duration_s: 60}, features: {readings_seen: 5000}}\n"
+        f"cases: [{{case: one, given: {given}, expect: {expect}}}]\n"
+    )
+    (result,) = run("machines", table)
+    assert told in (result.problem or "")
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text("- 1\n")
+    with pytest.raises(SetupFailed, match="expected 'cases'"):
+        run("machines", table)

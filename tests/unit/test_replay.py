@@ -1,0 +1,75 @@
+"""Recorded decisions made again from themselves, outcomes and policies: no byte may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from contracts.domain import load_domain
+from ops.coverage import branches
+from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
+from udfs.policy import cases
+from udfs.policy.audit import Line, audit
+from udfs.policy.govern import Governor, Reported
+from udfs.policy.policy_set import PolicySet
+from udfs.policy.replay import Remade, replay
+
+CONTRACT = load_domain("machines")
+TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
+    (Path(__file__).parent.parent / "data" / "govern_truth_table.yaml").read_text()
+)
+
+
+def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
+    governor = Governor(CONTRACT, max_hops=6)
+    decided = cases.decide(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
+    found = audit((Line(0, n, b"m-1", d.decision) for n, d in enumerate(decided)), allows_repeats=False)
+    assert found.bad == [], "the decisions of a case form a chain"
+    outcomes: list[tuple[int, Reported]] = []
+    for ordinal, row in enumerate(case["given"]):
+        if "outcome_of" in row:
+            reported = governor.read_outcome(b"m-1", cases.outcome("m-1", decided, row))
+            assert reported is not None
+            outcomes.append((ordinal, reported))
+    chain = found.chains["m-1"].lines
+    return list(replay(governor, chain, outcomes, {-1: policies}))
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
+def test_every_case_of_the_truth_table_comes_out_the_same_when_replayed(case: dict[str, Any]) -> None:
+    assert all(again.is_same for again in remade(case, policies_of(case)))
+
+
+def test_a_stricter_policy_shows_in_the_decisions_it_changes() -> None:
+    case = {"policies": [{"id": "may"}], "given": [{"confidence": 0.9}, {"confidence": 0.99}]}
+    stricter = policies_of({"policies": [{"id": "may", "when": "confidence > 0.95"}]})
+    first, second = remade(case, stricter)
+    assert not first.is_same
+    assert first.remade["data"]["verdict"] == "deny"
+    assert second.remade["data"]["verdict"] == second.recorded["data"]["verdict"] == "allow"
+
+
+@pytest.mark.parametrize(
+    ("when", "parts"),
+    [
+        ("confidence > 0.5", ["confidence > 0.5"]),
+        ("a || b && c", ["a", "b && c"]),
+        ("(a || b) && c", ["(a || b) && c"]),
+        ('a == "x || y" || [1, 2].exists(i, i == 1 || i == 2)', ['a == "x || y"', "[1, 2].exists(i, i == 1 || i == 2)"]),
+        ("a ? b : c || d", ["a ? b : c || d"]),
+    ],
+)  # fmt: skip
+def test_a_condition_is_split_at_its_outermost_or(when: str, parts: list[str]) -> None:
+    assert branches(when) == parts
+
+
+def test_a_decision_names_its_inputs() -> None:
+    case = {"policies": [{"id": "may"}], "given": [{}, {"outcome_of": 0, "at": 1}, {"at": 2}]}
+    _, second = remade(case, policies_of(case))
+    inputs = second.recorded["data"]["inputs"]
+    assert (inputs["proposal_offset"], inputs["outcomes_offset"]) == (2, 1)
+    assert orjson.dumps(second.recorded) == orjson.dumps(second.remade)
