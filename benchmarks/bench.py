@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from rich.table import Table
 from contracts.errors import JobFailed, SetupFailed
 from contracts.topics import topic
 from jobs.settings import load_settings
-from ops import flink_jobs, instance, kafka, models, policies
+from ops import flink_jobs, instance, kafka, models, policies, replay
 from ops.home import CHECKOUT, Home
 from ops.run import bring_up
 from ops.watch import percentiles
@@ -36,6 +37,8 @@ from ops.watch import percentiles
 TARGETS = {
     "context_facts_per_s": ("validate + dedup + features -> situations, steady", "40000 facts/s"),
     "govern_proposals_per_s": ("govern, three policies and more, state, audit fields, steady", "8000 proposals/s"),
+    "govern_50_policies_per_s": ("govern, 50 active policies (10 in scope), 5 shadow, limits, audit chain", "5000 proposals/s"),
+    "replay_decisions_per_s": ("replay of those decisions, one core", "50000 decisions/s"),
     "latency_at_least_once_ms": ("fact to decision, 1000 facts/s, at least once", "p50 10, p99 50 ms"),
     "latency_exactly_once_ms": ("fact to decision, 1000 facts/s, exactly once (250 ms), read committed", "p50 250, p99 500 ms"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),
@@ -104,15 +107,41 @@ def context_rate(count: int) -> float:
     return _topic_rate(home, "situations", count)
 
 
-def govern_rate(count: int) -> float:
+def govern_rate(count: int, files: list[Path] | None = None) -> float:
     """Proposals a second through `govern` alone (exactly once), proposals written ahead."""
     home = _home()
     bootstrap = _prepared(home)
-    checked = policies.check_files("machines", policies.policy_files("machines"))
+    checked = policies.check_files("machines", files or policies.policy_files("machines"))
     policies.publish(bootstrap, "machines", checked, now_ms=int(time.time() * 1000))
     _load(home, "proposals", count)
     flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
     return _topic_rate(home, "decisions", count)
+
+
+def govern_with_many_policies(count: int) -> dict[str, Any]:
+    """`govern` with 50 active and 5 shadow policies; then a replay of what it decided."""
+    folder = _home().path / "policies"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in range(55):
+        action = "schedule_maintenance" if number < 10 or number >= 50 else "activate_cooling"
+        allows = number == 0
+        limits = "limits: [{max_count: 10, within_s: 86400}]\n" if allows else ""
+        (folder / f"p{number}.yaml").write_text(
+            f"policy_id: p{number}\nversion: 1\nstatus: {'active' if number < 50 else 'shadow'}\n"
+            f"scope: {{actions: [{action}]}}\nverdict: {'allow' if allows else 'deny'}\nreason: a benchmark\n{limits}"
+            f"when: confidence {'>=' if allows else '<'} 0.{number:02} && hops < {number + 5} && age_s < 3600.0\n"
+        )
+    rate = govern_rate(count, sorted(folder.glob("*.yaml")))
+    bootstrap = str(_home().read_state()["bootstrap_servers"])
+    time.sleep(2)  # the last transaction is committed by the next checkpoint
+    replayed = replay.run(bootstrap, "machines")
+    if replayed.different or replayed.broken_chains:
+        raise JobFailed(f"expected a replay without a difference, came {replayed.told()}")
+    return {
+        "govern_50_policies_per_s": rate,
+        "replay_decisions_per_s": replayed.decisions / replayed.seconds,
+    }
 
 
 class _Decisions(threading.Thread):
@@ -212,6 +241,7 @@ def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[
     plans: dict[str, Callable[[], dict[str, Any]]] = {
         "context": lambda: {"context_facts_per_s": context_rate(1_500_000)},
         "govern": lambda: {"govern_proposals_per_s": govern_rate(200_000)},
+        "govern_50": lambda: govern_with_many_policies(100_000),
         "at_least_once": lambda: _named("at_least_once", *latency("at_least_once", 30)),
         "exactly_once": lambda: _named("exactly_once", *latency("exactly_once", 30)),
         "first_decision": lambda: {"first_decision_s": first_decision()},

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,7 +61,9 @@ DAY_MS = 24 * HOUR_MS
 
 
 # Chains remembered per subject, to see one come round again.
-MAX_CHAINS = 64
+MAX_CHAINS = 32
+# One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
+Allowed = int | list[Any]
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ class SubjectState:
     """What `govern` keeps per subject. Times are event time in ms.
 
     clock_ms: the highest accepted event time.
-    allowed: action -> what was allowed, in the order of time: [ms, agent, {variable: value},
-        command id, cost its outcome told]; kept as long as the longest limit looks
-        back, at least a day.
+    allowed: action -> what was allowed, in the order of time: ms, or, while a limit counts by more
+        than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
+        kept as long as the longest limit looks back, at least a day.
     in_flight: command id -> [action, lapses_ms, cooldown_ms], until its outcome or its lapse.
     cooling_ms: action -> until when it waits after a failure.
     chains: the last ones, [ms, correlation id, agent, action, hops] of what was commanded.
@@ -116,7 +118,7 @@ class SubjectState:
     """
 
     clock_ms: int = 0
-    allowed: dict[str, list[list[Any]]] = field(default_factory=dict)
+    allowed: dict[str, list[Allowed]] = field(default_factory=dict)
     in_flight: dict[str, list[Any]] = field(default_factory=dict)
     cooling_ms: dict[str, int] = field(default_factory=dict)
     chains: list[list[Any]] = field(default_factory=list)
@@ -139,7 +141,7 @@ class SubjectState:
         allowed = self.allowed.get(action, ())
         return len(allowed) - bisect_right(allowed, self.clock_ms - within_ms, key=_at)
 
-    def within(self, within_ms: int) -> list[tuple[str, list[Any]]]:
+    def within(self, within_ms: int) -> list[tuple[str, Allowed]]:
         """Everything allowed in the last `within_ms`, with its action."""
         since = self.clock_ms - within_ms
         return [
@@ -149,12 +151,11 @@ class SubjectState:
         ]
 
     def remember(
-        self, action: str, event_ms: int, keep_ms: int, agent: str = "",
-        values: Mapping[str, object] | None = None, command_id: str | None = None,
-    ) -> None:  # fmt: skip
+        self, action: str, event_ms: int, keep_ms: int, detail: Sequence[object] = ()
+    ) -> None:
         allowed = self.allowed.setdefault(action, [])
         place = bisect_right(allowed, event_ms, key=_at)
-        allowed.insert(place, [event_ms, agent, dict(values or {}), command_id, None])
+        allowed.insert(place, [event_ms, *detail] if detail else event_ms)
         del allowed[: bisect_right(allowed, self.clock_ms - keep_ms, key=_at)]
 
     def flying(self) -> list[list[Any]]:
@@ -179,12 +180,12 @@ class SubjectState:
             return
         for allowed in self.allowed.values():
             for entry in allowed:
-                if entry[3] == reported.command_id:
+                if isinstance(entry, list) and entry[3] == reported.command_id:
                     entry[4] = reported.cost
 
 
-def _at(entry: list[Any]) -> int:
-    return int(entry[0])
+def _at(entry: Allowed) -> int:
+    return entry if isinstance(entry, int) else int(entry[0])
 
 
 @dataclass(frozen=True)
@@ -469,10 +470,7 @@ class Governor:
                 same = _alike(state, limit, agent, action, variables, within_s * 1000)
                 count = len(same)
                 if limit.max_total is not None and limit.amount is not None:
-                    spent = sum(
-                        cost if cost is not None else float(values.get(limit.amount) or 0)
-                        for _, _, values, _, cost in same
-                    )
+                    spent = sum(_spent(entry, limit.amount) for entry in same)
                     asked = variables.get(limit.amount)
                     counters[f"{limit.amount}_within_{within_s}s"] = spent
                     if not isinstance(asked, (int, float)) or isinstance(asked, bool) or asked < 0:
@@ -507,12 +505,13 @@ class Governor:
         judgement, action = ruling.judgement, ruling.action
         assert judgement is not None  # allowed by policies
         age_s = (state.clock_ms - proposal.features_ms) / 1000
-        values: dict[str, object] = {}
-        if policies.counted_by:
+        detail: tuple[object, ...] = ()
+        if policies.counts_in_detail:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
+            detail = (proposal.data.agent, values, command_id, None)
         keep_ms = max([DAY_MS, *((limit.within_s or 0) * 1000 for _, limit in judgement.limits)])
-        state.remember(action, proposal.event_ms, keep_ms, proposal.data.agent, values, command_id)
+        state.remember(action, proposal.event_ms, keep_ms, detail)
         if command_id is None:
             return
         if judgement.outcome_within_s or judgement.cooldown_s:
@@ -662,13 +661,30 @@ class Governor:
 def _alike(
     state: SubjectState, limit: Limit, agent: str, action: str, variables: Mapping[str, object],
     within_ms: int,
-) -> list[list[Any]]:  # fmt: skip
-    """What was allowed within `within_ms` and is alike in everything the limit is per."""
+) -> list[Allowed]:  # fmt: skip
+    """What was allowed within `within_ms` and is alike in everything the limit is per.
+
+    Of what was allowed before any limit asked for more than subject and action, only these are
+    known: it counts.
+    """
     fields = [name for name in limit.per if name not in ("subject", "action", "agent")]
+
+    def is_alike(entry: Allowed) -> bool:
+        return isinstance(entry, int) or (
+            ("agent" not in limit.per or entry[1] == agent)
+            and all(entry[2].get(name) == variables.get(name) for name in fields)
+        )
+
     return [
         entry
         for what, entry in state.within(within_ms)
-        if ("action" not in limit.per or what == action)
-        and ("agent" not in limit.per or entry[1] == agent)
-        and all(entry[2].get(name) == variables.get(name) for name in fields)
+        if ("action" not in limit.per or what == action) and is_alike(entry)
     ]
+
+
+def _spent(entry: Allowed, amount: str) -> float:
+    """What an allowed proposal took of a budget: what its outcome told, else what was reserved."""
+    if isinstance(entry, int):
+        return 0.0
+    _, _, values, _, cost = entry
+    return float(values.get(amount) or 0) if cost is None else float(cost)

@@ -239,13 +239,16 @@ class PolicySet:
         self._starts = sorted({entry.effective_ms for entry in self._entries})
         self._scopes: dict[tuple[object, ...], Scope] = {}
         self._canaries = tuple(p for p in self._policies if p.status == "canary")
+        limits = [limit for policy in self._policies for limit in policy.limits]
+        self.counts_in_detail = any(
+            limit.amount is not None or not {"subject", "action"}.issuperset(limit.per) for limit in limits
+        )
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
             sorted(
                 {
                     name
-                    for policy in self._policies
-                    for limit in policy.limits
+                    for limit in limits
                     for name in (*limit.per, limit.amount)
                     if name is not None and name not in ("subject", "action", "agent")
                 }
