@@ -47,6 +47,7 @@ class RawEvent:
 
 
 Item = NewFact | RefusedLine | RawEvent
+Line = tuple[int, bytes, Item]  # a line's number, its bytes and what was read from it
 
 
 def read_file(
@@ -67,10 +68,10 @@ def read_file(
         lines = iter(stream)
         first = next(lines, b"")
         if first.lstrip()[:1] in (b"{", b"["):
-            items = _read_jsonl(_chain(first, lines), world, name)
+            found = _read_jsonl(_chain(first, lines), world, name)
         else:
-            items = _read_csv(first, lines, world, name)
-        yield from _refuse_leaps(items, max_ahead_ms)
+            found = _read_csv(first, lines, world, name)
+        yield from _refuse_leaps(found, max_ahead_ms)
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -80,7 +81,7 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def _read_csv(
     header: bytes, lines: Iterator[bytes], world: World, subject: str | None
-) -> Iterator[Item]:
+) -> Iterator[Line]:
     try:
         columns = next(csv.reader([header.decode("utf-8-sig")]), [])
     except UnicodeDecodeError:
@@ -92,41 +93,47 @@ def _read_csv(
         )
     columns = [column.strip() for column in columns]
     for number, raw in enumerate(lines, start=2):
-        if not raw.strip():
-            continue
-        try:
-            values = next(csv.reader([raw.decode("utf-8").rstrip("\r\n")]))
-            if len(values) != len(columns):
-                raise BadInput(
-                    Cause.ROW_INVALID, f"expected {len(columns)} columns {columns}, came {len(values)}"
-                )
-            yield world.row_to_fact(dict(zip(columns, values, strict=True)), subject)
-        except UnicodeDecodeError as error:
-            yield RefusedLine(number, raw, BadInput(Cause.NOT_UTF8, f"expected UTF-8: {error}"))
-        except csv.Error as error:
-            yield RefusedLine(number, raw, BadInput(Cause.ROW_INVALID, f"expected CSV: {error}"))
-        except BadInput as error:
-            yield RefusedLine(number, raw, error)
+        if raw.strip():
+            yield number, raw, _csv_item(number, raw, columns, world, subject)
 
 
-def _read_jsonl(lines: Iterator[bytes], world: World, subject: str | None) -> Iterator[Item]:
+def _csv_item(
+    number: int, raw: bytes, columns: list[str], world: World, subject: str | None
+) -> Item:
+    try:
+        values = next(csv.reader([raw.decode("utf-8").rstrip("\r\n")]))
+        if len(values) != len(columns):
+            raise BadInput(
+                Cause.ROW_INVALID, f"expected {len(columns)} columns {columns}, came {len(values)}"
+            )
+        return world.row_to_fact(dict(zip(columns, values, strict=True)), subject)
+    except UnicodeDecodeError as error:
+        return RefusedLine(number, raw, BadInput(Cause.NOT_UTF8, f"expected UTF-8: {error}"))
+    except csv.Error as error:
+        return RefusedLine(number, raw, BadInput(Cause.ROW_INVALID, f"expected CSV: {error}"))
+    except BadInput as error:
+        return RefusedLine(number, raw, error)
+
+
+def _read_jsonl(lines: Iterator[bytes], world: World, subject: str | None) -> Iterator[Line]:
     for number, raw in enumerate(lines, start=1):
         line = raw.rstrip(b"\r\n")
-        if not line.strip():
-            continue
-        try:
-            found = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            yield RawEvent(number, None, line)
-            continue
-        if not isinstance(found, dict) or "specversion" in found:
-            key = found.get("subject") if isinstance(found, dict) else None
-            yield RawEvent(number, key.encode() if isinstance(key, str) else None, line)
-            continue
-        try:
-            yield _bare_fact(found, world, subject)
-        except BadInput as error:
-            yield RefusedLine(number, line, error)
+        if line.strip():
+            yield number, line, _json_item(number, line, world, subject)
+
+
+def _json_item(number: int, line: bytes, world: World, subject: str | None) -> Item:
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return RawEvent(number, None, line)
+    if not isinstance(found, dict) or "specversion" in found:
+        key = found.get("subject") if isinstance(found, dict) else None
+        return RawEvent(number, key.encode() if isinstance(key, str) else None, line)
+    try:
+        return _bare_fact(found, world, subject)
+    except BadInput as error:
+        return RefusedLine(number, line, error)
 
 
 def _bare_fact(found: dict[str, object], world: World, subject: str | None) -> NewFact:
@@ -147,12 +154,12 @@ def _bare_fact(found: dict[str, object], world: World, subject: str | None) -> N
     return world.row_to_fact(row, subject)
 
 
-def _refuse_leaps(items: Iterator[Item], max_ahead_ms: int) -> Iterator[Item]:
-    """One item of look-ahead: a fact ahead of its neighbours on both sides by too much is refused."""
+def _refuse_leaps(lines: Iterator[Line], max_ahead_ms: int) -> Iterator[Item]:
+    """One fact of look-ahead: one ahead of its neighbours on both sides by too much is refused."""
     before: int | None = None
-    held: NewFact | None = None
+    held: tuple[int, bytes, NewFact] | None = None
     behind: list[Item] = []  # lines without a time of their own, between the held fact and the next
-    for item in items:
+    for number, raw, item in lines:
         if not isinstance(item, NewFact):
             if held is None:
                 yield item
@@ -160,25 +167,22 @@ def _refuse_leaps(items: Iterator[Item], max_ahead_ms: int) -> Iterator[Item]:
                 behind.append(item)
             continue
         if held is not None:
+            held_number, held_raw, fact = held
             limit = item.event_ms if before is None else max(before, item.event_ms)
-            if held.event_ms > limit + max_ahead_ms:
-                yield RefusedLine(
-                    0,
-                    orjson.dumps({"subject": held.subject, "event_ms": held.event_ms, "data": held.data}),
-                    BadInput(
-                        Cause.TIME_AHEAD,
-                        f"leaps {(held.event_ms - limit) / 1000:.0f} s ahead of both its neighbours,"
-                        f" at most {max_ahead_ms // 1000} s",
-                    ),
+            if fact.event_ms > limit + max_ahead_ms:
+                told = (
+                    f"leaps {(fact.event_ms - limit) / 1000:.0f} s ahead of both its neighbours,"
+                    f" at most {max_ahead_ms // 1000} s"
                 )
+                yield RefusedLine(held_number, held_raw, BadInput(Cause.TIME_AHEAD, told))
             else:
-                yield held
-                before = held.event_ms
+                yield fact
+                before = fact.event_ms
         yield from behind
         behind = []
-        held = item
+        held = number, raw, item
     if held is not None:
-        yield held
+        yield held[2]
     yield from behind
 
 
@@ -204,7 +208,6 @@ class Emitter:
         self._facts = topic("facts").of(contract.name)
         self._dead_letters = topic("dead-letters").of(contract.name)
         self._occurrences: Counter[str] = Counter()
-        self._refusals = 0
         self.emitted = Emitted()
 
     def encode(self, fact: NewFact) -> bytes:
@@ -259,11 +262,10 @@ class Emitter:
     def _send(self, item: Item) -> None:
         done = self.emitted
         if isinstance(item, RefusedLine):
-            self._refusals += 1
             key, letter = dead_letter(
                 domain=self._contract.name, stage=STAGE, cause=item.error.code,
                 message=str(item.error), topic=self._file_name, partition=0,
-                offset=item.line or self._refusals, key=None, value=item.raw,
+                offset=item.line, key=None, value=item.raw,
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
             self._writer.send(self._dead_letters, key=key.encode(), value=letter)

@@ -123,13 +123,23 @@ def test_a_row_is_refused_when_it_leaps_ahead_of_both_its_neighbours(file: Path)
     assert isinstance(first, NewFact)
     assert isinstance(last, NewFact)
     assert isinstance(leap, RefusedLine)
-    assert leap.error.code == "time_ahead"
+    assert (leap.line, leap.raw.strip(), leap.error.code) == (3, rows[1].encode(), "time_ahead")
 
 
 def test_the_first_row_is_refused_when_it_leaps_ahead_of_the_second(file: Path) -> None:
     leap, *rest = items_of(file, HEADER + "2032-01-01T00:00:00Z,1\n2014-01-01T00:00:00Z,2\n2014-01-01T00:05:00Z,3\n")
     assert isinstance(leap, RefusedLine)
     assert all(isinstance(item, NewFact) for item in rest)
+
+
+def test_no_row_is_refused_when_it_leaps_ahead_of_one_neighbour_only(file: Path) -> None:
+    rows = [f"2014-01-0{day}T{hour}:00:00Z,1" for day, hour in ((1, "00"), (5, "00"), (5, "01"), (2, "00"), (2, "02"), (9, "00"))]
+    assert all(isinstance(item, NewFact) for item in items_of(file, HEADER + "\n".join(rows)))
+
+
+def test_no_row_is_refused_when_it_is_ahead_by_as_much_as_is_allowed(file: Path) -> None:
+    rows = ["2014-01-01T00:00:00Z,1", "2014-01-01T01:00:00Z,2", "2014-01-01T00:00:00Z,3"]
+    assert all(isinstance(item, NewFact) for item in items_of(file, HEADER + "\n".join(rows)))
 
 
 def test_no_row_is_refused_when_a_subject_was_silent_for_months(file: Path) -> None:
