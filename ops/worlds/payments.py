@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
@@ -61,7 +62,7 @@ class PaymentsWorld:
     def played(
         self, facts: Iterable[NewFact | None], decision_of: DecisionOf
     ) -> Iterator[NewFact | None]:
-        return with_late_outcomes(facts, decision_of)
+        return with_late_outcomes(facts, decision_of, until_ms=time.time() * 1000)
 
     def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
         return generate(world_of_size(count), seed, count)

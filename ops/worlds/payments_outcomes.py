@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 from contracts.payments import ChargedBack, ConfirmedGenuine
@@ -37,13 +38,14 @@ PATIENCE = 3
 
 
 def with_late_outcomes(
-    facts: Iterable[NewFact | None], decision_of: DecisionOf
+    facts: Iterable[NewFact | None], decision_of: DecisionOf, *, until_ms: float = math.inf
 ) -> Iterator[NewFact | None]:
     """The facts with late outcomes in between, in order of event time.
 
     `decision_of(transaction_id)` is asked once a labelled payment, half a day of event time after it
     or later, and None is given before (it may wait for the loop). At the end the outcomes still due
-    follow. Of several payments with one transaction id the first counts.
+    follow, those later than `until_ms` excepted: they have not happened yet. Of several payments with
+    one transaction id the first counts.
     """
     undecided: list[tuple[int, int, LabelledPayment]] = []  # heap: when its outcome may come at the soonest
     due: list[tuple[int, int, NewFact]] = []  # heap: outcomes by event time
@@ -51,10 +53,10 @@ def with_late_outcomes(
     known: set[str] = set()
     silent = 0
 
-    def advance(until_ms: float) -> Iterator[NewFact | None]:
+    def advance(now_ms: float) -> Iterator[NewFact | None]:
         nonlocal silent
         while True:
-            if undecided and undecided[0][0] <= min(until_ms, due[0][0] if due else until_ms):
+            if undecided and undecided[0][0] <= min(now_ms, due[0][0] if due else now_ms):
                 yield None
                 batch_ms = undecided[0][0] + BATCH_MS
                 while undecided and undecided[0][0] <= batch_ms:
@@ -66,21 +68,21 @@ def with_late_outcomes(
                     outcome = late_outcome(payment, decided)
                     if outcome is not None:
                         heapq.heappush(due, (outcome.event_ms, next(order), outcome))
-            elif due and due[0][0] <= until_ms:
+            elif due and due[0][0] <= now_ms:
                 yield heapq.heappop(due)[2]
             else:
                 return
 
     for fact in facts:
         if fact is not None:
-            yield from advance(fact.event_ms)
+            yield from advance(min(fact.event_ms, until_ms))
         yield fact
         if isinstance(fact, LabelledPayment) and fact.is_fraud is not None:
             transaction_id = str(fact.data["transaction_id"])
             if transaction_id not in known:
                 known.add(transaction_id)
                 heapq.heappush(undecided, (fact.event_ms + SHORTEST_MS, next(order), fact))
-    yield from advance(float("inf"))
+    yield from advance(until_ms)
 
 
 def late_outcome(payment: LabelledPayment, decided: tuple[str, str] | None) -> NewFact | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
@@ -144,6 +145,15 @@ def test_a_decision_is_asked_for_once_and_late_and_after_a_flush() -> None:
     assert len(asked) == 40
     for n, fact in enumerate(facts[:30]):
         assert asked[f"t{n}"] >= fact.event_ms + DAY_MS // 4
+
+
+def test_outcomes_are_not_told_when_they_are_due_later_than_wall_time() -> None:
+    now_ms = int(time.time() * 1000)
+    facts = [payment(f"t{n}", now_ms - 10 * DAY_MS + n * DAY_MS, True) for n in range(9)]
+    told = [fact for fact in played(facts, lambda _: ("allow", "allow_payment")) if fact not in facts]
+    assert {f"t{n}" for n in range(3)} <= {str(fact.data["transaction_id"]) for fact in told}
+    assert len(told) < len(facts)
+    assert all(fact.event_ms <= now_ms + 60_000 for fact in told)
 
 
 def test_one_transaction_has_one_outcome_when_it_stands_twice_in_a_file() -> None:
