@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contracts.errors import JobFailed
 from ops import broker, cluster, flink_jobs
 from ops.home import CHECKOUT, Home
 from ops.ports import is_listening
@@ -159,14 +160,7 @@ class Supervisor:
                 self._revive(part)
             elif not part.is_ready:
                 part.is_ready = part.ready()
-        if self.are_jobs_lost and all(p.is_ready for p in self.parts.values()):
-            self.are_jobs_lost = False
-            for domain, options in flink_jobs.wanted(self.home).items():
-                found = flink_jobs.latest_checkpoints(self.home, domain)
-                self.resubmissions.append(
-                    flink_jobs.Submission(self.home, domain, options=options, resume_from=found).go()
-                )
-        self.resubmissions = [s for s in self.resubmissions if s.is_going_on()]
+        self._resubmit()
         if self.state == "starting" and all(part.is_ready for part in self.parts.values()):
             self.state = "ready"
 
@@ -184,8 +178,36 @@ class Supervisor:
             )
             return
         part.restarts += 1
-        self.are_jobs_lost |= part.name == "jobmanager"
         part.start()
+        if part.name == "jobmanager":
+            self._plan_lost_jobs()
+
+    def _plan_lost_jobs(self) -> None:
+        """Clients plan while the JobManager starts; those of one that died before are of no use."""
+        for submission in self.resubmissions:
+            submission.cancel()
+        self.resubmissions = [
+            flink_jobs.Submission(
+                self.home, domain, options=options,
+                resume_from=flink_jobs.latest_checkpoints(self.home, domain),
+            )
+            for domain, options in flink_jobs.wanted(self.home).items()
+        ]  # fmt: skip
+        self.are_jobs_lost = True
+
+    def _resubmit(self) -> None:
+        """Let the clients submit once everything serves; jobs that do not come back are a failure."""
+        if self.are_jobs_lost and all(part.is_ready for part in self.parts.values()):
+            self.are_jobs_lost = False
+            for submission in self.resubmissions:
+                submission.go()
+        for submission in [s for s in self.resubmissions if not s.is_going_on()]:
+            self.resubmissions.remove(submission)
+            try:
+                submission.wait()
+            except JobFailed as error:
+                self.state = "failed"
+                self.error = f"jobs lost with the JobManager could not be submitted again: {error}"
 
     def write(self) -> None:
         self.home.write_state(
