@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from contracts.envelope import parse_time_ms
 from contracts.topics import MAX_FACT_BYTES
+from jobs.settings import ROOT
 from ops.home import CHECKOUT
 from tests.loop import Loop, Said, proposal, reading
 
@@ -191,6 +193,19 @@ def test_statements_run_in_the_sql_client_over_the_domains_tables(
     assert "found" in said.out, said.out[-2000:] + said.err[-2000:]
     assert said.code != 0, "the second statement is wrong"
     assert "nonsense" in said.out + said.err
+
+
+@pytest.mark.parametrize("domain", ["machines", "payments"])
+def test_every_view_for_people_answers_in_the_sql_client(
+    domain: str, machines: Loop, payments: Loop, flyball: Flyball, tmp_path: Path
+) -> None:
+    views = re.findall(r"CREATE VIEW (\w+)", (ROOT / "sql" / domain / "views.sql").read_text())
+    assert views
+    file = tmp_path / "views.sql"
+    file.write_text("".join(f"SELECT * FROM {view} LIMIT 1;\n" for view in views))
+    said = flyball("sql", "-f", file, "--domain", domain, timeout_s=300)
+    assert said.code == 0, said.out[-2000:] + said.err[-2000:]
+    assert len(re.findall(r"rows? in set|Empty set", said.out)) == len(views), said.out[-2000:]
 
 
 def test_a_second_instance_is_refused_in_the_same_home(machines: Loop, flyball: Flyball) -> None:
