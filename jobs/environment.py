@@ -28,7 +28,7 @@ def configuration(name: str, settings: Settings) -> Configuration:
         "execution.checkpointing.interval": f"{interval} ms",
         "execution.checkpointing.min-pause": "50 ms",
         "table.local-time-zone": "UTC",
-        "table.exec.uid.generation": "ALWAYS",
+        "table.exec.uid.generation": "DISABLED",
     }
     if name != "context":
         # Each record is handed on at once: a timer that flushes every ms costs more at their rates.
