@@ -73,7 +73,9 @@ def pid_of(loop: Loop, name: str) -> int:
     return int(processes[name]["pid"])
 
 
-def test_nothing_is_lost_or_done_twice_when_the_taskmanager_is_killed(machines: Loop) -> None:
+def test_nothing_is_lost_or_done_twice_when_the_taskmanager_is_killed(
+    machines: Loop, payments: Loop
+) -> None:
     started = machines.restarts()
     work = Work(machines, "killed")
 
