@@ -61,6 +61,8 @@ class Limit(Data):
         for name in (*self.per, *((self.amount,) if self.amount else ())):
             if name not in ("subject", "action", "agent") and not name.startswith(_FIELDS):
                 raise ValueError(f"expected subject, action, agent, feature_... or parameter_..., came {name!r}")
+        if self.max_in_flight is not None and not {"subject", "action"}.issuperset(self.per):
+            raise ValueError(f"per: max_in_flight counts by subject and action only, came {self.per}")
         if "subject" not in self.per:
             raise ValueError("per: expected 'subject' among them; wider limits are not built yet")
         return self
