@@ -47,6 +47,8 @@ def gather(home: Home) -> dict[str, Any]:
     ]
     try:
         for job in flink_jobs.states(home):
+            if job.state == "FINISHED":  # a SQL query; our own jobs never end
+                continue
             age_s = None
             if job.last_checkpoint_ms is not None:
                 age_s = round(time.time() - job.last_checkpoint_ms / 1000, 1)
