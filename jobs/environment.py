@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pyflink.common import Configuration, Types
@@ -146,13 +147,18 @@ def keyed_records(t_env: StreamTableEnvironment, table: str) -> KeyedStream:
 
 
 def write(
-    t_env: StreamTableEnvironment, statements: StatementSet, stream: DataStream, sink: str
-) -> None:
-    """Add "every (key, value) of `stream` into the raw sink table `sink`" to the statements."""
-    schema = (
-        Schema.new_builder()
-        .column("f0", DataTypes.STRING())
-        .column("f1", DataTypes.STRING())
-        .build()
-    )
-    statements.add_insert(sink, t_env.from_data_stream(stream, schema))
+    t_env: StreamTableEnvironment, stream: DataStream, sinks: Mapping[str, str]
+) -> StatementSet:
+    """Statements that write every (topic, key, value) of `stream` into the raw sink table of its topic.
+
+    `sinks`: topic -> table.
+    """
+    schema = Schema.new_builder()
+    for name in ("f0", "f1", "f2"):
+        schema = schema.column(name, DataTypes.STRING())
+    t_env.create_temporary_view("written", t_env.from_data_stream(stream, schema.build()))
+    statements = t_env.create_statement_set()
+    for topic_name, sink in sinks.items():
+        query = t_env.sql_query(f"SELECT f1, f2 FROM written WHERE f0 = '{topic_name}'")
+        statements.add_insert(sink, query)
+    return statements

@@ -21,7 +21,7 @@ from pyflink.table.statement_set import StatementSet
 from jobs.environment import keyed_records, records, submit, table_environment, write
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import end_offset, raw_sink, raw_source
-from udfs.policy.flink import COMMANDS, DEAD_LETTERS, POLICIES_STATE, RECORD, Govern
+from udfs.policy.flink import POLICIES_STATE, RECORD, Govern
 
 NAME = "govern"
 # Planning asks how long a control topic is.
@@ -67,11 +67,11 @@ def build(
         .name("govern: the truth table")
         .uid("govern-truth-table")
     )
-    statements = t_env.create_statement_set()
-    write(t_env, statements, decisions, "decisions_sink")
-    write(t_env, statements, decisions.get_side_output(COMMANDS), "commands_sink")
-    write(t_env, statements, decisions.get_side_output(DEAD_LETTERS), "dead_letters_sink")
-    return statements
+    return write(
+        t_env,
+        decisions,
+        {"decisions": "decisions_sink", "commands": "commands_sink", "dead-letters": "dead_letters_sink"},
+    )
 
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:

@@ -19,7 +19,7 @@ from pyflink.table.statement_set import StatementSet
 from jobs.environment import keyed_records, records, submit, table_environment, write
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import end_offset, raw_sink, raw_source
-from udfs.agents.flink import DEAD_LETTERS, MODELS_STATE, RECORD, Propose
+from udfs.agents.flink import MODELS_STATE, RECORD, Propose
 
 NAME = "propose"
 # Planning asks how long a control topic is.
@@ -60,10 +60,7 @@ def build(
         .name("propose: agents answer situations")
         .uid("propose-agents")
     )
-    statements = t_env.create_statement_set()
-    write(t_env, statements, proposals, "proposals_sink")
-    write(t_env, statements, proposals.get_side_output(DEAD_LETTERS), "dead_letters_sink")
-    return statements
+    return write(t_env, proposals, {"proposals": "proposals_sink", "dead-letters": "dead_letters_sink"})
 
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
-from pyflink.datastream.output_tag import OutputTag
 from pyflink.datastream.state import ListStateDescriptor, MapStateDescriptor
 
 from contracts.dead_letter import Cause
@@ -24,8 +23,9 @@ from udfs.agents.onnx_model import LoadedModel, load_model
 from udfs.serde import dead_letter
 
 WAIT_MS = 20
-RECORD = Types.ROW([Types.STRING(), Types.STRING()])
-DEAD_LETTERS = OutputTag("dead-letters", RECORD)
+# Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
+# side outputs from on_timer of a keyed broadcast function.
+RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 # alias -> the latest good alias event; "\x00offset" -> how far the models topic was read.
 MODELS_STATE = MapStateDescriptor("models", Types.STRING(), Types.STRING())
 _READ_UP_TO = "\x00offset"
@@ -85,10 +85,10 @@ class Propose(KeyedBroadcastProcessFunction):
         try:
             situation = self._agents.read(key, value)
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, value)
+            yield _letter(self._domain, refused, topic, partition, offset, key, value)
             return
         for subject, proposal in self._agents.propose(situation, self._models(ctx)):
-            yield Row(subject, proposal.decode())
+            yield Row("proposals", subject, proposal.decode())
 
     def _models(self, ctx: Any) -> dict[str, LoadedModel]:
         """The models of the broadcast state; loaded from it once, after a start or restart."""
@@ -114,7 +114,7 @@ class Propose(KeyedBroadcastProcessFunction):
                 del loaded[alias.alias]
                 state.remove(alias.alias)
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, topic, partition, offset, key, text)
+            yield _letter(self._domain, refused, topic, partition, offset, key, text)
         state.put(_READ_UP_TO, str(offset))
 
 
@@ -147,4 +147,4 @@ def _letter(
         domain=domain, stage=STAGE, cause=refused.code, message=str(refused), topic=topic,
         partition=partition, offset=offset, key=key, value=value, now_ms=int(time.time() * 1000),
     )  # fmt: skip
-    return Row(place, letter.decode())
+    return Row("dead-letters", place, letter.decode())

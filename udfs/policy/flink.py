@@ -9,7 +9,6 @@ from typing import Any
 from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
-from pyflink.datastream.output_tag import OutputTag
 from pyflink.datastream.state import (
     ListStateDescriptor,
     MapStateDescriptor,
@@ -25,9 +24,9 @@ from udfs.policy.policy_set import PolicySet
 from udfs.serde import dead_letter
 
 WAIT_MS = 20
-RECORD = Types.ROW([Types.STRING(), Types.STRING()])
-COMMANDS = OutputTag("commands", RECORD)
-DEAD_LETTERS = OutputTag("dead-letters", RECORD)
+# Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
+# side outputs from on_timer of a keyed broadcast function.
+RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
@@ -104,7 +103,7 @@ class Govern(KeyedBroadcastProcessFunction):
         try:
             proposal = self._governor.read(key, value)
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, value)
+            yield _letter(self._domain, refused, log_topic, partition, offset, key, value)
             return
         if self._seen.contains(proposal.id):
             return
@@ -116,9 +115,9 @@ class Govern(KeyedBroadcastProcessFunction):
         self._seen.put(proposal.id, proposal.event_ms)
         if state.decisions % _PRUNE_EVERY == 0:
             self._forget(state.clock_ms - self._remember_ms)
-        yield Row(proposal.subject, decided.decision.decode())
+        yield Row("decisions", proposal.subject, decided.decision.decode())
         if decided.command is not None:
-            yield COMMANDS, Row(proposal.subject, decided.command.decode())
+            yield Row("commands", proposal.subject, decided.command.decode())
 
     def _settle(self, reported: Reported, offset: int) -> None:
         state = self._state_of(reported.subject)
@@ -158,7 +157,7 @@ class Govern(KeyedBroadcastProcessFunction):
             self._policies = book.compile()
             state.put(_BOOK, book.to_json())
         except BadInput as refused:
-            yield DEAD_LETTERS, _letter(self._domain, refused, log_topic, partition, offset, key, text)
+            yield _letter(self._domain, refused, log_topic, partition, offset, key, text)
         self._policies_offset = offset
         state.put(_READ_UP_TO, str(offset))
 
@@ -170,4 +169,4 @@ def _letter(
         domain=domain, stage=STAGE, cause=refused.code, message=str(refused), topic=topic,
         partition=partition, offset=offset, key=key, value=value, now_ms=int(time.time() * 1000),
     )  # fmt: skip
-    return Row(place, letter.decode())
+    return Row("dead-letters", place, letter.decode())
