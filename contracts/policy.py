@@ -134,6 +134,8 @@ class Policy(Data):
             raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
         if self.outcome_within_s is None and any(limit.max_in_flight for limit in self.limits):
             raise ValueError("max_in_flight needs outcome_within_s: when a command without outcome lapses")
+        if self.outcome_within_s is None and self.cooldown_s is not None:
+            raise ValueError("cooldown_s needs outcome_within_s: how long a failed outcome is waited for")
         return self
 
 

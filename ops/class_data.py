@@ -32,7 +32,7 @@ class ClassData:
         release = java / "release"
         seen = (
             JARS_LOCK.read_bytes(),
-            str(java).encode(),
+            f"{CHECKOUT} {java}".encode(),
             release.read_bytes() if release.exists() else b"",
         )
         digest = hashlib.sha256(b"\0".join(seen)).hexdigest()[:12]

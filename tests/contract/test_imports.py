@@ -89,3 +89,9 @@ def test_a_job_does_not_connect_or_load_when_imported(name: str) -> None:
         node.lineno for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ]
     assert calls == []
+
+
+@pytest.mark.parametrize("name", of_layer("udfs", "jobs"))
+def test_no_operator_gives_side_outputs(name: str) -> None:
+    """PyFlink 2.2.1 fails on them in on_timer in thread mode, so what waited at start stopped a job."""
+    assert "OutputTag" not in FILES[name].read_text(encoding="utf-8"), "write one stream (jobs/environment.py)"

@@ -514,7 +514,7 @@ class Governor:
         state.remember(action, proposal.event_ms, keep_ms, detail)
         if command_id is None:
             return
-        if judgement.outcome_within_s or judgement.cooldown_s:
+        if judgement.outcome_within_s:
             lapses_ms = proposal.event_ms + judgement.outcome_within_s * 1000
             state.in_flight[command_id] = [action, lapses_ms, judgement.cooldown_s * 1000]
         state.chains.append(
