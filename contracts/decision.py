@@ -124,6 +124,9 @@ class Asked(Data):
     approval_id: Identifier
     action_digest: Digest
     asked_at: Instant = Field(description="wall time")
+    instead_of: Identifier | None = Field(
+        default=None, description="the request it replaces: edited, or policies changed"
+    )
     requires: tuple[Requirement, ...]
     answers: tuple[Answered, ...] = ()
 

@@ -87,7 +87,7 @@ class Requirement:
 class Hold:
     """One held action. `proposal` is as it would be done, an edit by `edited_by` included.
 
-    `partition` and `offset` are those of the proposal's record; `cause_id` is what the hold came of.
+    `partition` and `offset` are those of the proposal's record; `instead_of`: the hold it replaces.
     """
 
     approval_id: str
@@ -97,6 +97,7 @@ class Hold:
     asked_ms: int
     partition: int
     offset: int
+    instead_of: str | None
     answers: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -164,6 +165,6 @@ class Hold:
         """As contracts/decision.py `Asked`."""
         return {
             "approval_id": self.approval_id, "action_digest": self.digest,
-            "asked_at": format_time_ms(self.asked_ms),
+            "asked_at": format_time_ms(self.asked_ms), "instead_of": self.instead_of,
             "requires": [each.told() for each in self.requires], "answers": self.answers,
         }  # fmt: skip

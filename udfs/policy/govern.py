@@ -104,7 +104,7 @@ class Governor:
 
     def _conclude(
         self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place, ruling: Ruling,
-        *, decision_id: str, cause_id: str, proposed_at: tuple[int, int],
+        *, decision_id: str, cause_id: str, proposed_at: tuple[int, int], instead_of: str | None = None,
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id = None
@@ -113,7 +113,7 @@ class Governor:
                 command_id = derive_id(decision_id, STAGE, "command")
             self._remember(state, proposal, policies, ruling, command_id)
         elif ruling.verdict == "hold":
-            hold = self._hold(proposal, ruling, decision_id, place, proposed_at)
+            hold = self._hold(proposal, ruling, decision_id, place, proposed_at, instead_of)
             state.holds[decision_id] = hold
             ruling = replace(ruling, approval=hold.told())
         decision = self._write.decision(
@@ -127,8 +127,9 @@ class Governor:
         )
 
     def _hold(
-        self, proposal: Incoming, ruling: Ruling, approval_id: str, place: Place, proposed_at: tuple[int, int]
-    ) -> Hold:
+        self, proposal: Incoming, ruling: Ruling, approval_id: str, place: Place,
+        proposed_at: tuple[int, int], instead_of: str | None,
+    ) -> Hold:  # fmt: skip
         assert ruling.judgement is not None  # only policies hold
         values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
         return Hold(
@@ -137,7 +138,7 @@ class Governor:
                 Requirement.ask(policy_id, version, terms, values, place.wall_ms)
                 for policy_id, version, terms in ruling.judgement.asks
             ],
-            place.wall_ms, *proposed_at,
+            place.wall_ms, *proposed_at, instead_of,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------ step 8: people
@@ -206,7 +207,7 @@ class Governor:
             return self._conclude(
                 state, proposal, policies, place, replace(ruling, told=told, replaced=hold.replaced),
                 decision_id=derive_id(hold.approval_id, STAGE, "asked-anew"), cause_id=cause_id,
-                proposed_at=(hold.partition, hold.offset),
+                proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
             )  # fmt: skip
         if ruling.verdict == "allow" and ruling.reason is Reason.ALLOWED:
             ruling = replace(ruling, reason=Reason.APPROVED, told=f"approved by {names}; {ruling.told}")
@@ -246,7 +247,7 @@ class Governor:
         )  # fmt: skip
         anew = self._conclude(
             state, edited, policies, place, ruling, decision_id=new_id, cause_id=word.id,
-            proposed_at=(hold.partition, hold.offset),
+            proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
         )  # fmt: skip
         return [ended, anew]
 
