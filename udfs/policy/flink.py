@@ -91,7 +91,8 @@ class Govern(KeyedBroadcastProcessFunction):
         yield from self._pass_deadlines(timestamp, ctx)
 
     def _pass_deadlines(self, timestamp: int, ctx: Any) -> Iterator[Row]:
-        (subject,) = ctx.get_current_key()
+        key = ctx.get_current_key()  # a text in thread mode, a row of one text in process mode
+        subject = key if isinstance(key, str) else key[0]
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
         if due_ms is None or due_ms > timestamp:
