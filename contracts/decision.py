@@ -13,7 +13,7 @@ from contracts.proposal import ModelUsed
 Verdict = Literal["allow", "deny", "hold"]
 # What a policy says: `hold` asks on the default terms, `require_approval` on its own.
 PolicyVerdict = Literal["allow", "deny", "hold", "require_approval"]
-Trigger = Literal["proposal", "answer", "clock"]
+Trigger = Literal["proposal", "answer", "event_time", "clock"]
 
 
 class Reason(StrEnum):
@@ -36,6 +36,7 @@ class Reason(StrEnum):
     BUDGET_LIMIT = "budget_limit"
     IN_FLIGHT_LIMIT = "in_flight_limit"
     CIRCUIT_OPEN = "circuit_open"
+    LOST = "lost_arbitration"
     REFUSED = "refused_by_person"
     EDITED = "edited_by_person"
     EXPIRED = "approval_expired"
@@ -76,7 +77,9 @@ class Inputs(Data):
     its own record takes that place.
     """
 
-    trigger: Trigger = Field(description="what was read; clock: a deadline of people passed")
+    trigger: Trigger = Field(
+        description="what was read; event_time, clock: a window or a deadline of people passed"
+    )
 
     proposal_partition: int = Field(ge=0)
     proposal_offset: int = Field(ge=0)
@@ -184,6 +187,7 @@ class Decision(Data):
         default=None, description="only where shadow or canary policies speak"
     )
     approval: Asked | None = Field(default=None, description="where people were asked")
+    lost_to: Identifier | None = Field(default=None, description="the proposal that won the arbitration")
     override: Overridden | None = None
     grant: Grant | None = Field(default=None, description="where limits wider than the subject were asked")
     command_id: Identifier | None = None
@@ -192,18 +196,19 @@ class Decision(Data):
 
 
 class Noted(Data):
-    """What happened to an approval request without deciding it: an entry of the subject's chain.
+    """What happened without deciding anything: an entry of the subject's chain.
 
-    counted: an answer, more are needed; refused: an answer that does not count, and why;
-    escalated: a deadline passed, others are asked now.
+    contends: a proposal that passed waits for others that conflict. Of approval requests, counted: an
+    answer, more are needed; refused: an answer that does not count, and why; escalated: a deadline
+    passed, others are asked now.
     """
 
-    event_type: ClassVar[str] = "flyball.approval_noted"
+    event_type: ClassVar[str] = "flyball.noted"
 
     event_time: Instant
-    what: Literal["counted", "refused", "escalated"]
+    what: Literal["contends", "counted", "refused", "escalated"]
     explanation: str = Field(max_length=2000)
-    approval_id: Identifier
+    about: Identifier = Field(description="the proposal that contends, or the approval request")
     answer: Answered | None = None
     requires: tuple[Requirement, ...] = Field(default=(), description="as it is now")
     inputs: Inputs

@@ -84,6 +84,22 @@ class Circuit(Data):
     open_s: int = Field(ge=1, le=366 * 86_400)
 
 
+class Arbitration(Data):
+    """Proposals that pass wait `window_s` for others that conflict; the best of them goes on.
+
+    A proposal conflicts with one of the actions named here about the same subject and the same
+    `resource`. The window is event time of the subject, or as long on the wall clock, whichever ends
+    first. Highest `priority` first, then confidence, then the smallest proposal id.
+    """
+
+    conflicts_with: tuple[Slug, ...] = Field(min_length=1, max_length=64)
+    resource: VariableName | None = Field(
+        default=None, description="feature_... or parameter_...; none: the subject itself"
+    )
+    window_s: float = Field(gt=0, le=86_400)
+    priority: int = Field(default=0, ge=-1000, le=1000)
+
+
 class Fallback(Data):
     """What is done instead when a proposal is stale: a conservative action, itself under the policies."""
 
@@ -175,6 +191,7 @@ class Policy(Data):
         description="the same action waits so long after a failed outcome, in event time",
     )
     circuit: Circuit | None = Field(default=None, description="stops an agent's action that keeps failing")
+    arbitration: Arbitration | None = Field(default=None, description="one winner among conflicting actions")
     obligations: dict[VariableName, Scalar] = Field(
         default={}, max_length=16, description="what the command carries: dry_run, notify, ..."
     )
@@ -190,7 +207,7 @@ class Policy(Data):
 
     @model_validator(mode="after")
     def _only_allow_is_bounded(self) -> Self:
-        bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations", "circuit")
+        bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations", "circuit", "arbitration")
         if self.verdict == "deny" and (named := [n for n in bounds if getattr(self, n)]):
             raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
         if self.approval is not None and self.verdict not in ("require_approval", "hold"):

@@ -60,7 +60,7 @@ def requests(bootstrap_servers: str, domain: str) -> dict[str, Request]:
         event = orjson.loads(line.value or b"{}")
         data = event.get("data") or {}
         if event.get("type") == Noted.event_type:
-            if (request := found.get(data["approval_id"])) is not None:
+            if (request := found.get(data["about"])) is not None:
                 request.notes.append(data)
                 request.requires = data["requires"] or request.requires
                 if data["what"] == "counted":

@@ -82,7 +82,7 @@ def readable(events: list[dict[str, Any]]) -> Iterator[str]:
                     yield f"{at}    OVERRIDE by {given['person']}{against}: {given['reason']}"
                 for said in (data.get("approval") or {}).get("answers") or ():
                     yield f"{at}    {said['person']}: {said['answer']} {said['reason']}".rstrip()
-            case "flyball.approval_noted":
+            case "flyball.noted":
                 yield f"{at} #{data['entry']['number']} {data['what']}: {data['explanation']}"
             case "flyball.command":
                 yield f"{at}    command {data['command_id'][:12]} {data['action']} {data['parameters']}"

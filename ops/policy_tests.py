@@ -12,7 +12,6 @@ from jobs.settings import load_settings, read_yaml
 from ops import policies
 from udfs.policy import cases
 from udfs.policy.policy_set import PolicySet
-from udfs.policy.writing import Decided
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,18 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
             people = cases.people_of(case.get("people") or table.get("people") or {})
             in_force = PolicySet.compile(checked, people=people)
             played = cases.play(contract, in_force, case, defaults, max_hops=settings.max_hops)
-            problem = _problem(played.decided, case["expect"])
+            problem = _problem(played, case["expect"])
         except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
             problem = f"not a case: {type(error).__name__}: {error}"
         results.append(Result(str(case["case"]), problem))
     return results
 
 
-def _problem(decided: list[Decided], expect: list[dict[str, Any]]) -> str | None:
+def _problem(played: cases.Played, expect: list[dict[str, Any]]) -> str | None:
+    decided = played.decided
     if len(decided) != len(expect):
         return f"expected {len(decided)} rows in expect, one a decision or note, came {len(expect)}"
     for ordinal, (got, wanted) in enumerate(zip(decided, expect, strict=True)):
-        if (problem := cases.mismatch(got, wanted)) is not None:
+        if (problem := cases.mismatch(got, wanted, played.proposals)) is not None:
             return f"row {ordinal}: {problem}"
     return None

@@ -133,7 +133,9 @@ def run(
     governor = Governor(contract, max_hops=settings.max_hops)
     found = audit(lines(bootstrap_servers, domain), allows_repeats=settings.delivery == "at_least_once")
     outcomes, known = _outcomes(bootstrap_servers, domain, governor)
-    answers = _answers(bootstrap_servers, domain)
+    answers = _records(bootstrap_servers, domain, "approvals")
+    is_contested = any(b'"what":"contends"' in (line.value or b"") for c in found.chains.values() for line in c.lines)
+    contending = _records(bootstrap_servers, domain, "proposals") if is_contested else defaultdict(dict)
     recorded_policies = _Policies(bootstrap_servers, domain)
     policies: Mapping[int, PolicySet] = recorded_policies
     if candidates is not None:
@@ -142,7 +144,7 @@ def run(
     began = time.perf_counter()
     for subject, chain in found.chains.items():
         partition = chain.lines[0].partition
-        for remade in replay(governor, chain.lines, outcomes.get(subject, ()), answers[partition], policies):
+        for remade in replay(governor, chain.lines, outcomes.get(subject, ()), answers[partition], policies, contending[partition]):
             data = remade.recorded["data"]
             at = data["event_time"]
             if (since is not None and at < since) or (until is not None and at >= until):
@@ -173,12 +175,12 @@ def _outcomes(
     return by_subject, statuses
 
 
-def _answers(
-    bootstrap_servers: str, domain: str
+def _records(
+    bootstrap_servers: str, domain: str, name: str
 ) -> Mapping[int, dict[int, tuple[bytes | None, bytes | None]]]:
-    """Partition -> offset -> key and value of people's answers."""
+    """Partition -> offset -> key and value of a topic's records."""
     found: dict[int, dict[int, tuple[bytes | None, bytes | None]]] = defaultdict(dict)
-    for record in kafka.read_all(bootstrap_servers, [topic("approvals").of(domain)]):
+    for record in kafka.read_all(bootstrap_servers, [topic(name).of(domain)]):
         found[record.partition][record.offset] = (record.key, record.value)
     return found
 

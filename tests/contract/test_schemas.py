@@ -46,8 +46,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "policies": [{"policy_id": "cooling", "version": 1, "verdict": "allow"}],
         "model": {"name": "m", "version": 1, "sha256": DIGEST},
     },
-    "flyball.approval_noted": {
-        "event_time": AT, "what": "escalated", "explanation": "", "approval_id": "d", "inputs": INPUTS,
+    "flyball.noted": {
+        "event_time": AT, "what": "escalated", "explanation": "", "about": "d", "inputs": INPUTS,
         "entry": {"number": 3, "previous": DIGEST},
         "requires": [{"policy_id": "big", "version": 1, "roles": ["head"], "approvers": 2, "deadline": AT}],
     },

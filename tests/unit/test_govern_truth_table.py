@@ -54,16 +54,21 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def play(case: dict[str, Any]) -> cases.Played:
+    return cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
+
+
 def decide(case: dict[str, Any]) -> list[Decided]:
-    return cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6).decided
+    return play(case).decided
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
 def test_the_decision_is_as_the_truth_table_says_when_a_proposal_comes(case: dict[str, Any]) -> None:
-    decided = decide(case)
+    played = play(case)
+    decided = played.decided
     assert len(decided) == len(case["expect"])
     for ordinal, (got, wanted) in enumerate(zip(decided, case["expect"], strict=True)):
-        assert cases.mismatch(got, wanted) is None, f"row {ordinal}"
+        assert cases.mismatch(got, wanted, played.proposals) is None, f"row {ordinal}"
         data = orjson.loads(got.decision)["data"]
         if "verdict" in data:
             assert (got.command is not None) is (data["verdict"] == "allow") is (data["command_id"] is not None)
@@ -103,7 +108,7 @@ def test_no_command_comes_out_when_the_allowed_action_needs_none() -> None:
         "m-1", event_ms=START_MS, action=action.action, situation_type=situation, features={},
         parameters=dict.fromkeys(action.model_fields, "x"), domain="payments",
     )  # fmt: skip
-    decided = governor.decide(SubjectState(), governor.read.proposal(b"m-1", event), policies)
+    (decided,) = governor.decide(SubjectState(), governor.read.proposal(b"m-1", event), policies)
     assert orjson.loads(decided.decision)["data"]["verdict"] == "allow"
     assert decided.command is None
 

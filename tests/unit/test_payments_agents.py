@@ -57,7 +57,7 @@ def decide(given: Situation, model: LoadedModel) -> list[dict[str, Any]]:
     governor, state, decided = Governor(CONTRACT, max_hops=6), SubjectState(), []
     for key, proposal in AGENTS.propose(given, {"payment-fraud": model}):
         incoming = governor.read.proposal(key.encode(), proposal)
-        decided.append(orjson.loads(governor.decide(state, incoming, POLICIES).decision)["data"])
+        decided += [orjson.loads(each.decision)["data"] for each in governor.decide(state, incoming, POLICIES)]
     return decided
 
 

@@ -30,7 +30,7 @@ def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
     assert found.bad == [], "the entries of a case form a chain"
     chain = found.chains["m-1"].lines
     governor = Governor(CONTRACT, max_hops=6)
-    return list(replay(governor, chain, played.outcomes, played.answers, {-1: policies}))
+    return list(replay(governor, chain, played.outcomes, played.answers, {-1: policies}, played.proposals))
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])

@@ -5,8 +5,8 @@ A case is data:
              say, and the wall clock
     expect   for each decision what it must say: any of `verdict`, `reason`, `action`, `parameters`,
              `obligations`, `is_commanded`, `matched` (policy ids), `explains` (a part of the
-             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary);
-             for each note: `note` (counted, refused, escalated), `explains`
+             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary), `lost_to` (which row won);
+             for each note: `note` (contends, counted, refused, escalated), `explains`
     people   name -> {roles, may, is_active}; their keys are made from their names
 A proposal: agent, action, situation, parameters, confidence, features, hops, chain (correlation id);
 `at`, `features_at` in seconds of event time after the case's start, `expires_after` in seconds. An outcome:
@@ -52,7 +52,7 @@ _ANSWER = {"answer_to", "answer", "by", "parameters", "reason", "digest_of", "wa
 _OVERRIDE = {"override", "by", "parameters", "reason", "break_glass", "wall"}
 _EXPECT = {
     "verdict", "reason", "action", "parameters", "obligations", "is_commanded", "matched", "explains", "clock",
-    "would",
+    "would", "lost_to",
 }  # fmt: skip
 
 
@@ -79,6 +79,7 @@ class Played:
     decided: list[Decided] = field(default_factory=list)
     answers: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
     outcomes: list[tuple[int, Reported]] = field(default_factory=list)
+    proposals: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
 
 
 def play(
@@ -102,7 +103,7 @@ def play(
                 if isinstance(trigger, Word):
                     played.decided.extend(governor.hear(after, trigger, policies, asked))
                 else:
-                    played.decided.append(governor.decide(after, trigger, policies, asked))
+                    played.decided.extend(governor.decide(after, trigger, policies, asked))
                 return after
             except NeedsGrant as needed:
                 came = wide.claim(needed.claim)
@@ -132,11 +133,13 @@ def play(
             state = granted(governor.read.word(key, said, policies.people), heard)
         elif set(row) == {"wall"}:
             clock = Place(trigger="clock", wall_ms=wall_ms)
-            decided += governor.pass_deadlines(state, policies, clock)
+            decided += governor.tick(state, policies, clock)
         else:
             _refuse_unknown(row, _PROPOSAL)
             given = {**defaults, **row}
-            incoming = governor.read.proposal(key, proposal(contract.name, subject, given, ordinal))
+            event = proposal(contract.name, subject, given, ordinal)
+            played.proposals[ordinal] = (key, event)
+            incoming = governor.read.proposal(key, event)
             state = granted(incoming, Place(0, ordinal, wall_ms=wall_ms))
         state = SubjectState.from_json(state.to_json())
     return played
@@ -229,7 +232,9 @@ def outcome(subject: str, decided: list[Decided], row: Mapping[str, Any]) -> byt
     )
 
 
-def mismatch(decided: Decided, wanted: Mapping[str, Any]) -> str | None:
+def mismatch(
+    decided: Decided, wanted: Mapping[str, Any], proposals: Mapping[int, tuple[bytes | None, bytes | None]]
+) -> str | None:
     """What of `wanted` the decision does not say, in words; None when it says all of it."""
     event = orjson.loads(decided.decision)
     if ("note" in wanted) is not (event["type"] == Noted.event_type):
@@ -241,7 +246,9 @@ def mismatch(decided: Decided, wanted: Mapping[str, Any]) -> str | None:
     _refuse_unknown(wanted, _EXPECT)
     data = Decision.model_validate_json(orjson.dumps(event["data"]))
     candidate = data.candidate
+    ids = {orjson.loads(event or b"")["id"]: ordinal for ordinal, (_, event) in proposals.items()}
     said: dict[str, Any] = {
+        "lost_to": ids.get(data.lost_to),
         "verdict": data.verdict,
         "reason": data.reason.value,
         "action": data.action,

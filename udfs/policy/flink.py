@@ -30,6 +30,7 @@ from udfs.policy.reading import Reported
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
 from udfs.serde import dead_letter
+from udfs.wide_limits.core import as_grant
 from udfs.wide_limits.flink import WideCounter, limits_row, read_limits_event
 
 WAIT_MS = 20
@@ -39,6 +40,8 @@ RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
+# Stands in a record's place when a window or a deadline has passed.
+_CLOCK = "clock"
 # Forget ids of proposals this often (in proposals of a subject): a scan of its map state.
 _PRUNE_EVERY = 5000
 # Subjects whose state is kept at hand in Python, some hundred bytes each.
@@ -108,12 +111,8 @@ class Govern(KeyedBroadcastProcessFunction):
         subject = key if isinstance(key, str) else key[0]
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
-        if due_ms is None or due_ms > timestamp or state.waits_for:
-            return
-        policies = self._policies_now(ctx)
-        place = Place(policies_offset=self._policies_offset, trigger="clock", wall_ms=timestamp)
-        done = self._governor.pass_deadlines(state, policies, place)
-        yield from self._keep(subject, state, done, ctx)
+        if due_ms is not None and due_ms <= timestamp and not state.waits_for:
+            yield from self._take(subject, (None, None, _CLOCK, 0, 0), timestamp, ctx)
 
     def _wake_later(self, ctx: Any) -> None:
         timers = ctx.timer_service()
@@ -139,25 +138,29 @@ class Govern(KeyedBroadcastProcessFunction):
             if self._state_of(subject).waits_for:
                 self._waiting.add(tuple(record))
                 return
-            yield from self._take(subject, record, {}, _wall_ms(), ctx)
+            yield from self._take(subject, record, _wall_ms(), ctx)
         except BadInput as refused:
             yield _letter(self._domain, refused, log_topic, partition, offset, key, value)
 
-    def _take(
-        self, subject: str, record: Any, grants: Mapping[str, Grant], wall_ms: int, ctx: Any
-    ) -> Iterator[Row]:
+    def _take(self, subject: str, record: Any, wall_ms: int, ctx: Any) -> Iterator[Row]:
+        """One record, or a look at the clock, whose turn it is."""
         key, value, log_topic, partition, offset = record
         if log_topic == self._outcomes:
             if reported := self._governor.read.outcome(key, value):
                 yield from self._settle(reported, offset)
             return
         policies = self._policies_now(ctx)
-        place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)
         state = self._state_of(subject)
+        used: set[str] = set()
+        grants = _Grants(state.grants, used)
+        place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)
+        name, at_ms = "", state.clock_ms
         try:
-            if log_topic == self._approvals:
+            if log_topic == _CLOCK:
+                done = self._governor.tick(state, policies, replace(place, trigger="clock"))
+            elif log_topic == self._approvals:
                 word = self._governor.read.word(key, value, policies.people)
-                name, at_ms = override_id(word) if isinstance(word.data, Override) else "", state.clock_ms
+                name = override_id(word) if isinstance(word.data, Override) else ""
                 if name and self._seen.contains(name):
                     return
                 done = self._governor.hear(state, word, policies, replace(place, trigger="answer"))
@@ -166,10 +169,14 @@ class Govern(KeyedBroadcastProcessFunction):
                 name, at_ms = proposal.id, proposal.event_ms
                 if self._seen.contains(name):
                     return
-                done = [self._governor.decide(state, proposal, policies, place)]
+                done = self._governor.decide(state, proposal, policies, place)
         except NeedsGrant as needed:
             yield self._ask(subject, record, needed.claim, wall_ms)
             return
+        for claim_id, grant in state.grants.items():
+            if grant["is_granted"] and claim_id not in used:  # policies changed meanwhile
+                yield self._settlement(claim_id, "unused", state.clock_ms, None)
+        state.grants = {}
         if name:
             self._seen.put(name, at_ms)
         if state.decisions % _PRUNE_EVERY == 0:
@@ -194,13 +201,11 @@ class Govern(KeyedBroadcastProcessFunction):
         if state.waits_for != grant.claim_id:
             return
         state.waits_for = ""
+        state.grants[grant.claim_id] = grant.model_dump(mode="json")
         self._subject.update(state.to_json())
         first, *others = self._waiting.get()
         self._waiting.update(others)
-        grants = _Grants({grant.claim_id: grant})
-        yield from self._take(subject, first, grants, state.waits_since_ms, ctx)
-        if grant.is_granted and not grants.was_used:  # policies changed meanwhile
-            yield self._settlement(grant.claim_id, "unused", state.clock_ms, None)
+        yield from self._take(subject, first, state.waits_since_ms, ctx)
         yield from self._drain(ctx)
         yield from self._pass_deadlines(_wall_ms(), ctx)
 
@@ -209,7 +214,7 @@ class Govern(KeyedBroadcastProcessFunction):
     ) -> Iterator[Row]:
         """The state into Flink, a timer at the next deadline, and what was decided out."""
         self._subject.update(state.to_json())
-        if state.holds and (due_ms := state.next_deadline_ms()) is not None:
+        if (due_ms := state.next_deadline_ms()) is not None:
             ctx.timer_service().register_processing_time_timer(due_ms)
         for decided in done:
             yield Row("decisions", subject, decided.decision.decode())
@@ -271,15 +276,22 @@ class Govern(KeyedBroadcastProcessFunction):
         state.put(_READ_UP_TO, str(offset))
 
 
-class _Grants(dict[str, Grant]):
-    """Grants for one record, and whether it needed them."""
+class _Grants(Mapping[str, Grant]):
+    """The grants a subject holds for the record whose turn it is; `used` tells which it needed."""
 
-    was_used = False
+    def __init__(self, raw: Mapping[str, Any], used: set[str]) -> None:
+        self._raw, self._used = raw, used
 
-    def get(self, claim_id: str, default: Any = None) -> Any:
-        found = super().get(claim_id, default)
-        self.was_used |= found is not None
-        return found
+    def __getitem__(self, claim_id: str) -> Grant:
+        grant = self._raw[claim_id]
+        self._used.add(claim_id)
+        return as_grant(grant)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
 
 
 def _wall_ms() -> int:

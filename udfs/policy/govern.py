@@ -24,6 +24,8 @@ In this order; each step may end it, each end has a reason code (contracts/decis
                                                    in_flight_limit
        the same over all subjects, and
        an agent's action kept failing    -> deny   circuit_open, by a grant (udfs/wide_limits)
+    7. proposals that conflict within
+       a window: all but the best        -> deny   lost_arbitration
     8. people, asked by every hold:
        one refuses                       -> deny   refused_by_person
        a deadline, nobody left to ask    -> deny   approval_expired
@@ -38,8 +40,7 @@ A person who commands directly (override) passes steps 2 and 5 for forbids only:
                                                    forbidden_by_policy, policy_error
                                          -> allow  override
 
-(7, arbitration, comes later.) `now` is event time: the subject's highest accepted event time, this
-proposal's included; people have wall time, which comes in with what is read (`Place`). Nothing here
+`now` is event time: the subject's highest accepted event time, this proposal's included; people have wall time, which comes in with what is read (`Place`). Nothing here
 reads a clock or makes a random number, so a log of proposals, outcomes, answers, policies and
 switches gives the same decisions again (ops/replay.py).
 """
@@ -59,9 +60,10 @@ from contracts.decision import Grant, Reason
 from contracts.domain import DomainContract, columns
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.limit_claim import Claim, ClaimedLimit
-from contracts.policy import Limit
+from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
 from udfs.policy.approval import Hold, Requirement
+from udfs.policy.arbitration import Contest, conflict, join
 from udfs.policy.limits import over_limit
 from udfs.policy.policy_set import PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
@@ -110,13 +112,26 @@ class Governor:
 
     def decide(
         self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place = Place()
-    ) -> Decided:
-        """Steps 2 to 9 for a proposal not seen before; updates `state`."""
-        state.clock_ms = max(state.clock_ms, proposal.event_ms)
+    ) -> list[Decided]:
+        """Steps 2 to 9 for a proposal not seen before; updates `state`.
+
+        The last entry is about this proposal; before it come contests that its event time ended.
+        """
+        done = self.pass_event_time(state, proposal.event_ms, policies, place)
         ruling = self._stale_or_ruled(state, proposal, policies)
+        terms = ruling.judgement.arbitration if ruling.judgement else None
+        if terms is not None and ruling.verdict != "deny" and ruling.reason is not Reason.STALE_FALLBACK:
+            return [*done, self._contend(state, proposal, ruling, terms, place)]
+        return [*done, self._first(state, proposal, policies, place, ruling, (place.partition, place.offset))]
+
+    def _first(
+        self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place, ruling: Ruling,
+        proposed_at: tuple[int, int],
+    ) -> Decided:  # fmt: skip
+        """The first decision about a proposal."""
         return self._conclude(
             state, proposal, policies, place, ruling, decision_id=derive_id(proposal.id, STAGE, "decision"),
-            cause_id=proposal.id, proposed_at=(place.partition, place.offset),
+            cause_id=proposal.id, proposed_at=proposed_at,
         )  # fmt: skip
 
     def _conclude(
@@ -185,11 +200,76 @@ class Governor:
             place.wall_ms, *proposed_at, instead_of,
         )  # fmt: skip
 
+    # ------------------------------------------------------------------------- step 7: arbitration
+
+    def _contend(
+        self, state: SubjectState, proposal: Incoming, ruling: Ruling, terms: Arbitration, place: Place
+    ) -> Decided:
+        variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        contest = join(
+            state.contests, proposal, terms, variables, place.partition, place.offset,
+            now_ms=state.clock_ms, wall_ms=place.wall_ms,
+        )  # fmt: skip
+        others = len(contest.members) - 1
+        told = f"{proposal.data.action} waits for what conflicts with it" + (f"; {others} wait with it" if others else "")
+        return Decided(
+            self._write.note(
+                state, event_id=derive_id(proposal.id, STAGE, "contends"), subject=proposal.subject,
+                event_ms=proposal.event_ms, correlation_id=proposal.correlation_id, cause_id=proposal.id,
+                about=proposal.id, what="contends", told=told, answer=None, requires=[], place=place,
+                proposed_at=(place.partition, place.offset), sha256=proposal.sha256,
+            )
+        )  # fmt: skip
+
+    def pass_event_time(
+        self, state: SubjectState, event_ms: int, policies: PolicySet, place: Place
+    ) -> list[Decided]:
+        """The subject's clock goes on to `event_ms`, if that is later; contests it ends are decided."""
+        state.clock_ms = max(state.clock_ms, event_ms)
+        due = [contest for contest in state.contests if contest.closes_ms <= state.clock_ms]
+        return self._close(state, due, policies, replace(place, trigger="event_time")) if due else []
+
+    def tick(self, state: SubjectState, policies: PolicySet, place: Place) -> list[Decided]:
+        """Whatever `place.wall_ms` ends: contests, and deadlines of people."""
+        due = [contest for contest in state.contests if contest.closes_wall_ms <= place.wall_ms]
+        done = self._close(state, due, policies, place) if due else []
+        return [*done, *self._pass_deadlines(state, policies, place)]
+
+    def _close(
+        self, state: SubjectState, due: list[Contest], policies: PolicySet, place: Place
+    ) -> list[Decided]:
+        """Every member of the contests is decided: steps 2 to 6 again; losers name who won."""
+        state.contests = [contest for contest in state.contests if contest not in due]
+        done = []
+        for contest in due:
+            ranked = []
+            for member in contest.members:
+                proposal = Incoming.from_dict(member[0])
+                ruling = self._stale_or_ruled(state, proposal, policies)
+                terms = ruling.judgement.arbitration if ruling.judgement else None
+                priority = terms.priority if terms is not None else 0
+                ranked.append((-priority, -proposal.data.confidence, proposal.id, proposal, member))
+            ranked.sort(key=lambda entry: entry[:3])
+            winners: list[tuple[Incoming, list[Any]]] = []
+            for _, _, _, proposal, member in ranked:
+                ruling = self._stale_or_ruled(state, proposal, policies)
+                _, partition, offset, conflicts, resource = member
+                won = next(
+                    (w for w, its in winners if conflict(its, proposal.data.action, conflicts, resource)), None
+                )
+                if ruling.verdict != "deny" and won is not None:
+                    told = f"{won.data.agent}'s {won.data.action} conflicts with it and came before it"
+                    ruling = replace(ruling, verdict="deny", reason=Reason.LOST, told=told, lost_to=won.id)
+                elif ruling.verdict != "deny":
+                    winners.append((proposal, member))
+                done.append(self._first(state, proposal, policies, place, ruling, (partition, offset)))
+        return done
+
     # ------------------------------------------------------------------------------ step 8: people
 
     def hear(self, state: SubjectState, word: Word, policies: PolicySet, place: Place) -> list[Decided]:
         """What a person's answer or override leads to, after the deadlines that passed before it."""
-        done = self.pass_deadlines(state, policies, place)
+        done = self.tick(state, policies, place)
         if isinstance(word.data, Override):
             return [*done, self._override(state, word, word.data, policies, place)]
         answer = word.data
@@ -218,7 +298,7 @@ class Governor:
         told = f"{answer.person} approved it; it waits for {missing}"
         return [*done, self._note(state, hold, "counted", told, place, word.id, hold.answers[-1])]
 
-    def pass_deadlines(self, state: SubjectState, policies: PolicySet, place: Place) -> list[Decided]:
+    def _pass_deadlines(self, state: SubjectState, policies: PolicySet, place: Place) -> list[Decided]:
         """Holds whose deadline `place.wall_ms` has reached: others are asked, or it expires to deny."""
         done = []
         due = [hold for hold in state.holds.values() if hold.deadline_ms() <= place.wall_ms]
@@ -380,7 +460,7 @@ class Governor:
             self._write.note(
                 state, event_id=derive_id(f"{hold.approval_id}/{cause_id}", STAGE, what, state.decisions),
                 subject=proposal.subject, event_ms=state.clock_ms, correlation_id=proposal.correlation_id,
-                cause_id=cause_id, approval_id=hold.approval_id, what=what, told=told, answer=answer,
+                cause_id=cause_id, about=hold.approval_id, what=what, told=told, answer=answer,
                 requires=[each.told() for each in hold.requires], place=place,
                 proposed_at=(hold.partition, hold.offset), sha256=proposal.sha256,
             )
@@ -399,7 +479,7 @@ class Governor:
             self._write.note(
                 state, event_id=derive_id(f"{answer.approval_id}/{word.id}", STAGE, "refused", state.decisions),
                 subject=word.subject, event_ms=state.clock_ms or parse_time_ms(answer.signed_at),
-                correlation_id=word.correlation_id, cause_id=word.id, approval_id=answer.approval_id,
+                correlation_id=word.correlation_id, cause_id=word.id, about=answer.approval_id,
                 what="refused", told=why, answer=said, requires=[], place=place,
                 proposed_at=(place.partition, place.offset), sha256=word.signed_sha256,
             )

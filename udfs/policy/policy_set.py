@@ -21,7 +21,16 @@ from contracts.data import Scalar
 from contracts.decision import PolicyVerdict, Reason, Verdict
 from contracts.envelope import parse_time_ms
 from contracts.errors import PolicyProblem, PolicyRefused
-from contracts.policy import DEFAULT_APPROVAL, Approval, Circuit, Fallback, Limit, Policy, PolicySwitch
+from contracts.policy import (
+    DEFAULT_APPROVAL,
+    Approval,
+    Arbitration,
+    Circuit,
+    Fallback,
+    Limit,
+    Policy,
+    PolicySwitch,
+)
 from udfs.policy.cel import Condition, Evaluation, bind, outcome
 
 _ALWAYS: Final = -(2**63)
@@ -45,7 +54,8 @@ class Judgement:
     policy asks whom to approve. The rest comes from the matching allow policies (and those people
     approved) and is empty unless the verdict is allow: `limits`, each with its policy id; the
     longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them; `wide`, the
-    limits wider than a subject, each with its policy's name, and the strictest `circuit`.
+    limits wider than a subject, each with its policy's name, and the strictest `circuit`. For allow
+    and hold: `arbitration`, of the policy with the highest priority.
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -59,6 +69,7 @@ class Judgement:
     limits: tuple[tuple[str, Limit], ...] = ()
     wide: tuple[tuple[str, Limit], ...] = ()
     circuit: Circuit | None = None
+    arbitration: Arbitration | None = None
     outcome_within_s: int = 0
     cooldown_s: int = 0
     obligations: Mapping[str, Scalar] = field(default_factory=dict)
@@ -161,12 +172,19 @@ class Scope:
                     message = evaluation.error or "no value"
                     errors.append(PolicyError(policy.policy_id, policy.version, message))
 
+        passing = by_verdict["allow"] + by_verdict["require_approval"] + by_verdict["hold"]
+        arbitration = max(
+            (e.policy.arbitration for e in passing if e.policy.arbitration is not None),
+            key=lambda terms: terms.priority, default=None,
+        )  # fmt: skip
+
         def say(
             verdict: Verdict, reason: Reason, why: str, asks: tuple[tuple[str, int, Approval], ...] = ()
         ) -> Judgement:
             return Judgement(
-                verdict, reason, why, tuple(matched), tuple(errors), asks, freshness_s=self.freshness_s
-            )
+                verdict, reason, why, tuple(matched), tuple(errors), asks, freshness_s=self.freshness_s,
+                arbitration=arbitration if verdict == "hold" else None,
+            )  # fmt: skip
 
         if denies := by_verdict["deny"]:
             return say("deny", Reason.FORBIDDEN, _why(denies))
@@ -200,6 +218,7 @@ class Scope:
             ),
             outcome_within_s=max(p.outcome_within_s or 0 for p in allows),
             cooldown_s=max(p.cooldown_s or 0 for p in allows),
+            arbitration=arbitration,
             obligations=_together(p.obligations for p in allows),
             freshness_s=self.freshness_s,
         )

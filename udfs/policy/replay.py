@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from contracts.decision import Grant, Reason
+from contracts.decision import Grant, Noted
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
 from contracts.proposal import Proposal
@@ -22,6 +23,7 @@ from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Incoming, Reported
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided, Place
+from udfs.wide_limits.core import as_grant
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ def replay(
     outcomes: Sequence[tuple[int, Reported]],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies_at: Mapping[int, PolicySet],
+    contending: Mapping[int, tuple[bytes | None, bytes | None]] = MappingProxyType({}),
 ) -> Iterator[Remade]:
     """One subject's entries in order, each made again.
 
     `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
     of its approvals partition, by offset. `policies_at`: the policies as they were after the record
-    of each offset that an entry names.
+    of each offset that an entry names. `contending`: like `answers`, of the proposals that contended.
     """
     state = SubjectState()
     settled = 0
@@ -93,7 +96,9 @@ def replay(
                 state.report(reported, offset)
                 settled += 1
             policies = policies_at[inputs["policies_offset"]]
-            done, state = _with_grants(governor, state, recorded, chain[number:], answers, policies)
+            done, state = _with_grants(
+                governor, state, recorded, chain[number:], answers, contending, policies
+            )
             pending = [each.decision for each in done]
             made_from = came_from
         remade = pending.pop(0) if pending else b"null"
@@ -107,16 +112,17 @@ def _with_grants(
     recorded: Mapping[str, Any],
     lines: Sequence[Line],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
+    contending: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
 ) -> tuple[list[Decided], SubjectState]:
     """The same, wider limits answering as they did; a claim nobody made then (candidates) is granted."""
     data = recorded["data"]
-    is_simple = data["inputs"]["trigger"] == "proposal"  # changes nothing before it claims
+    is_simple = data["inputs"]["trigger"] == "proposal" and not state.contests  # claims before it changes
     before = None if is_simple else state.to_json()
     grants: dict[str, Grant] = {}
     while True:
         try:
-            return _again(governor, state, recorded, answers, policies, grants), state
+            return _again(governor, state, recorded, answers, contending, policies, grants), state
         except NeedsGrant as needed:
             grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines)
             if before is not None:
@@ -127,9 +133,7 @@ def _recorded_grant(claim_id: str, lines: Sequence[Line]) -> Grant:
     for line in lines[:64]:
         grant = orjson.loads(line.value or b"{}")["data"].get("grant")
         if grant is not None and grant["claim_id"] == claim_id:
-            return Grant.model_validate(
-                {**grant, "reason": None if grant["reason"] is None else Reason(grant["reason"])}
-            )
+            return as_grant(grant)
     return Grant(claim_id=claim_id, is_granted=True)
 
 
@@ -138,6 +142,7 @@ def _again(
     state: SubjectState,
     recorded: Mapping[str, Any],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
+    contending: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
     grants: Mapping[str, Grant],
 ) -> list[Decided]:
@@ -149,10 +154,19 @@ def _again(
             inputs["proposal_partition"], inputs["proposal_offset"], inputs["policies_offset"], "proposal", wall_ms,
             grants,
         )  # fmt: skip
-        return [governor.decide(state, proposal_in(recorded), policies, place)]
+        is_note = recorded["type"] == Noted.event_type
+        try:
+            proposal = governor.read.proposal(*contending[place.offset]) if is_note else proposal_in(recorded)
+        except (KeyError, BadInput):  # the proposal is gone
+            return []
+        return governor.decide(state, proposal, policies, place)[-1:]
+    if inputs["trigger"] == "event_time":
+        place = Place(policies_offset=inputs["policies_offset"], wall_ms=wall_ms, grants=grants)
+        clock_ms = parse_time_ms(recorded["data"]["decided_at_event_time"])
+        return governor.pass_event_time(state, clock_ms, policies, place)
     if inputs["trigger"] == "clock":
-        place = Place(policies_offset=inputs["policies_offset"], trigger="clock", wall_ms=wall_ms)
-        return governor.pass_deadlines(state, policies, place)
+        place = Place(policies_offset=inputs["policies_offset"], trigger="clock", wall_ms=wall_ms, grants=grants)
+        return governor.tick(state, policies, place)
     offset = inputs["answer_offset"]
     try:
         word = governor.read.word(*answers[offset], policies.people)

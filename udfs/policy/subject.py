@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from udfs.policy.approval import Hold
+from udfs.policy.arbitration import Contest
 from udfs.policy.reading import Reported
 
 # Ends of holds remembered per subject.
@@ -37,7 +38,8 @@ class SubjectState:
     closed: approval id -> how it ended, of the last holds.
     claims: command id -> the claim on wider limits that its outcome settles.
     waits_for: the claim that must be granted before anything else about the subject is read.
-    waits_since_ms: the wall clock when it was made.
+    waits_since_ms: the wall clock when it was made. grants: those it got already for the same record.
+    contests: proposals that wait for others that conflict.
     """
 
     clock_ms: int = 0
@@ -53,12 +55,15 @@ class SubjectState:
     claims: dict[str, str] = field(default_factory=dict)
     waits_for: str = ""
     waits_since_ms: int = 0
+    grants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    contests: list[Contest] = field(default_factory=list)
 
     def to_json(self) -> str:
         return orjson.dumps(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
-             self.claims, self.waits_for, self.waits_since_ms]
+             self.claims, self.waits_for, self.waits_since_ms,
+             self.grants, self.contests]
         ).decode()  # fmt: skip
 
     @classmethod
@@ -67,6 +72,7 @@ class SubjectState:
             return cls()
         state = cls(*orjson.loads(text))
         state.holds = {name: Hold.from_dict(raw) for name, raw in state.holds.items()}  # type: ignore[arg-type]
+        state.contests = [Contest(**raw) for raw in state.contests]  # type: ignore[arg-type]
         return state
 
     def claim(self, command_id: str, claim_id: str) -> None:
@@ -83,8 +89,11 @@ class SubjectState:
             del self.closed[next(iter(self.closed))]
 
     def next_deadline_ms(self) -> int | None:
-        """When people are waited for no longer, on the wall clock; None when nobody is."""
-        return min((hold.deadline_ms() for hold in self.holds.values()), default=None)
+        """When people or other proposals are waited for no longer, on the wall clock; None: nobody is."""
+        if not self.holds and not self.contests:
+            return None
+        deadlines = [hold.deadline_ms() for hold in self.holds.values()]
+        return min([*deadlines, *(contest.closes_wall_ms for contest in self.contests)])
 
     def count(self, action: str, within_ms: int) -> int:
         """How many were allowed in the last `within_ms` of event time, the present included."""

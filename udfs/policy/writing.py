@@ -46,7 +46,7 @@ class Decided:
 class Ruling:
     """What was decided of one action, and all that is recorded of why.
 
-    `approval`: as contracts/decision.py `Asked`; `override`: as `Overridden`; `replaced`: as `Proposed`.
+    `lost_to`: the proposal that won instead. `approval`: as contracts/decision.py `Asked`; `override`: as `Overridden`; `replaced`: as `Proposed`.
     """
 
     verdict: Verdict
@@ -58,6 +58,7 @@ class Ruling:
     judgement: Judgement | None = None
     candidate: dict[str, object] | None = None
     approval: Mapping[str, object] | None = None
+    lost_to: str | None = None
     override: Mapping[str, object] | None = None
     grant: Mapping[str, object] | None = None
     replaced: Mapping[str, object] | None = None
@@ -125,6 +126,7 @@ class Writer:
                 "obligations": ruling.obligations,
                 "candidate": ruling.candidate,
                 "approval": ruling.approval,
+                "lost_to": ruling.lost_to,
                 "override": ruling.override,
                 "grant": ruling.grant,
                 "command_id": command_id,
@@ -139,10 +141,10 @@ class Writer:
 
     def note(
         self, state: SubjectState, *, event_id: str, subject: str, event_ms: int, correlation_id: str,
-        cause_id: str, approval_id: str, what: str, told: str, answer: Mapping[str, object] | None,
+        cause_id: str, about: str, what: str, told: str, answer: Mapping[str, object] | None,
         requires: list[dict[str, object]], place: Place, proposed_at: tuple[int, int], sha256: str,
     ) -> bytes:  # fmt: skip
-        """What happened to an approval request; see contracts/decision.py `Noted`."""
+        """What happened without deciding anything; see contracts/decision.py `Noted`."""
         event = write_event(
             event_id=event_id,
             source=self._source,
@@ -156,7 +158,7 @@ class Writer:
                 "event_time": format_time_ms(event_ms),
                 "what": what,
                 "explanation": told[:2000],
-                "approval_id": approval_id,
+                "about": about,
                 "answer": answer,
                 "requires": requires,
                 "inputs": self._inputs(state, place, proposed_at, sha256, waits=True),
@@ -175,7 +177,7 @@ class Writer:
     def _inputs(
         state: SubjectState, place: Place, proposed_at: tuple[int, int], sha256: str, *, waits: bool
     ) -> dict[str, object]:
-        is_timed = waits or place.trigger != "proposal"
+        is_timed = waits or place.trigger in ("answer", "clock")
         return {
             "trigger": place.trigger,
             "proposal_partition": proposed_at[0],

@@ -117,7 +117,7 @@ class WideLimits:
         """Grant everything a claim asks for, or nothing of it."""
         known = self._entries.get(claim.claim_id)
         if known is not None:
-            return Outcome(Grant.model_validate({**known.grant, "reason": _reason(known.grant)}))
+            return Outcome(as_grant(known.grant))
         self.clock_ms = max(self.clock_ms, parse_time_ms(claim.at))
         done = Outcome()
         entry = Entry(self._number, claim.claim_id, self.clock_ms, {})
@@ -300,5 +300,7 @@ def _is_budget(scope: str) -> bool:
     return orjson.loads(scope)[0] not in ("count", "in_flight")
 
 
-def _reason(grant: Mapping[str, Any]) -> Reason | None:
-    return None if grant["reason"] is None else Reason(grant["reason"])
+def as_grant(raw: Mapping[str, Any]) -> Grant:
+    """A grant out of its JSON. Raises ValidationError, KeyError or ValueError for what is none."""
+    reason = raw["reason"]
+    return Grant.model_validate({**raw, "reason": None if reason is None else Reason(reason)})

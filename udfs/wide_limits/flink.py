@@ -13,13 +13,13 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from contracts.data import Data
 from contracts.dead_letter import Cause
-from contracts.decision import Grant, Reason
+from contracts.decision import Grant
 from contracts.envelope import derive_id, parse_time_ms, schema_urn
 from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, CircuitMoved, Claim, Settlement
 from udfs.policy.writing import STAGE
 from udfs.serde import write_event
-from udfs.wide_limits.core import Outcome, WideLimits
+from udfs.wide_limits.core import Outcome, WideLimits, as_grant
 
 _OWN = {kind.event_type: kind for kind in (Claim, Settlement, CircuitMoved)}
 
@@ -91,8 +91,7 @@ def read_limits_event(key: bytes | None, value: bytes | None) -> Data:
         if key != event["subject"].encode():
             raise BadInput(Cause.KEY_MISMATCH, f"expected the key to be the subject {event['subject']!r}")
         if kind == Grant.event_type:
-            reason = data["reason"]
-            return Grant.model_validate({**data, "reason": None if reason is None else Reason(reason)})
+            return as_grant(data)
         if kind not in _OWN or key != LIMITS_KEY.encode():
             raise BadInput(
                 Cause.UNKNOWN_TYPE, f"expected one of {sorted(_OWN)} under {LIMITS_KEY!r}, or a grant, came {kind!r}"

@@ -1,0 +1,50 @@
+"""Step 7 of the truth table: proposals that conflict wait for each other, and the best of them wins. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts.policy import Arbitration
+from udfs.policy.reading import Incoming
+
+
+@dataclass
+class Contest:
+    """Proposals about one subject that conflict, directly or by way of others.
+
+    Closes when the subject's event time reaches `closes_ms` or the wall clock `closes_wall_ms`.
+    `members`: [proposal, partition, offset, actions it conflicts with, resource].
+    """
+
+    closes_ms: int
+    closes_wall_ms: int
+    members: list[list[Any]] = field(default_factory=list)
+
+    def concerns(self, action: str, conflicts_with: Sequence[str], resource: object) -> bool:
+        """Whether a proposal of `action` conflicts with one that waits here."""
+        return any(conflict(member, action, conflicts_with, resource) for member in self.members)
+
+
+def conflict(member: Sequence[Any], action: str, conflicts_with: Sequence[str], resource: object) -> bool:
+    """Whether a member and a proposal, about the same subject, cannot both be done."""
+    raw, _, _, its_conflicts, its_resource = member
+    its_action = raw["data"]["action"]
+    return bool(its_resource == resource and (action in its_conflicts or its_action in conflicts_with))
+
+
+def join(
+    contests: list[Contest], proposal: Incoming, terms: Arbitration, variables: Mapping[str, object],
+    partition: int, offset: int, *, now_ms: int, wall_ms: int,
+) -> Contest:  # fmt: skip
+    """The contest the proposal waits in: one it conflicts with, otherwise its own."""
+    resource = None if terms.resource is None else str(variables.get(terms.resource))
+    action, conflicts = proposal.data.action, list(terms.conflicts_with)
+    contest = next((each for each in contests if each.concerns(action, conflicts, resource)), None)
+    if contest is None:
+        window_ms = int(terms.window_s * 1000)
+        contest = Contest(now_ms + window_ms, wall_ms + window_ms)
+        contests.append(contest)
+    contest.members.append([proposal.to_dict(), partition, offset, conflicts, resource])
+    return contest
