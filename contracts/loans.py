@@ -50,7 +50,7 @@ class CaseSituation(SituationData):
     submissions: int = Field(ge=0, description="how often the application was handed in")
     amount_changes: int = Field(ge=0, description="how often another amount was requested")
     amount_deviation: float | None = Field(
-        description="ln of the amount over the usual one, in deviations; null: under 20 cases seen"
+        default=None, description="ln of the amount over the usual one, in deviations; null: under 20 cases seen"
     )
     is_suspicious: bool
     is_cancelled: bool = Field(description="the customer withdrew")

@@ -47,6 +47,12 @@ def office(seed: int) -> Mapping[str, Handler]:
             return Done("succeeded", "fraud confirmed: the pay slip is forged", 20 * HOUR_S)
         return Done("succeeded", "nothing found", 20 * HOUR_S)
 
+    def write(detail: str) -> Handler:
+        def handle(order: Order) -> Done:
+            return Done("succeeded", detail, HOUR_S)
+
+        return handle
+
     def offer(order: Order) -> Done:
         return Done("succeeded", "offer sent", HOUR_S, float(order.parameters["amount"]))
 
@@ -64,8 +70,8 @@ def office(seed: int) -> Mapping[str, Handler]:
         "analyse_application": analyse,
         "check_fraud": check_fraud,
         "make_offer": offer,
-        "approve_application": lambda order: Done("succeeded", "contract sent", HOUR_S),
-        "decline_application": lambda order: Done("succeeded", "letter sent", HOUR_S),
+        "approve_application": write("contract sent"),
+        "decline_application": write("letter sent"),
         "reassign_case": reassign,
         "remind_customer": remind,
     }
