@@ -18,6 +18,7 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "situations": ("propose",),
     "models": ("propose",),
     "proposals": ("govern",),
+    "approvals": ("govern",),
     "policies": ("govern",),
     "commands": ("actuators",),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from contracts.approval import Answer, Override, Person
 from contracts.command import Command
 from contracts.data import Data
 from contracts.dead_letter import DeadLetter
-from contracts.decision import Decision
+from contracts.decision import Decision, Noted
 from contracts.domain import load_domain
 from contracts.envelope import schema_urn
 from contracts.late_fact import LateFact
@@ -42,10 +43,11 @@ class EventType:
 
 _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "proposals": (Proposal,),
-    "decisions": (Decision,),
+    "decisions": (Decision, Noted),
     "commands": (Command,),
     "outcomes": (Outcome,),
-    "policies": (Policy, PolicySwitch),
+    "approvals": (Answer, Override),
+    "policies": (Policy, PolicySwitch, Person),
     "models": (ModelAlias,),
     "dead-letters": (DeadLetter,),
     "late-facts": (LateFact,),

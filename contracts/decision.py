@@ -11,6 +11,9 @@ from contracts.data import Data, Digest, Identifier, Instant, Scalar, Slug
 from contracts.proposal import ModelUsed
 
 Verdict = Literal["allow", "deny", "hold"]
+# What a policy says: `hold` asks on the default terms, `require_approval` on its own.
+PolicyVerdict = Literal["allow", "deny", "hold", "require_approval"]
+Trigger = Literal["proposal", "answer", "clock"]
 
 
 class Reason(StrEnum):
@@ -28,10 +31,17 @@ class Reason(StrEnum):
     FORBIDDEN = "forbidden_by_policy"
     POLICY_ERROR = "policy_error"
     HELD = "held_by_policy"
+    APPROVAL_REQUIRED = "approval_required"
     RATE_LIMIT = "rate_limit"
     BUDGET_LIMIT = "budget_limit"
     IN_FLIGHT_LIMIT = "in_flight_limit"
+    REFUSED = "refused_by_person"
+    EDITED = "edited_by_person"
+    EXPIRED = "approval_expired"
+    NOT_PERMITTED = "override_not_permitted"
     ALLOWED = "allowed_by_policy"
+    APPROVED = "approved_by_people"
+    OVERRIDE = "override"
 
 
 class PolicyMatch(Data):
@@ -39,7 +49,7 @@ class PolicyMatch(Data):
 
     policy_id: Slug
     version: int = Field(ge=1)
-    verdict: Verdict
+    verdict: PolicyVerdict
 
 
 class Candidate(Data):
@@ -51,23 +61,29 @@ class Candidate(Data):
 
 
 class Proposed(Data):
-    """The action a fallback took the place of."""
+    """The action that a fallback or a person's edit took the place of."""
 
     action: Slug
     parameters: dict[str, Scalar]
+    by: str = Field(default="", description="the person; empty: a policy's fallback")
 
 
 class Inputs(Data):
-    """Where in the log `govern` stood: which outcomes and policies it knew.
+    """Where in the log `govern` stood: what made it decide, which outcomes and policies it knew.
 
-    Offsets are those of the last record that was applied; -1: none yet.
+    Offsets are those of the last record that was applied; -1: none yet. An override has no proposal:
+    its own record takes that place.
     """
+
+    trigger: Trigger = Field(description="what was read; clock: a deadline of people passed")
 
     proposal_partition: int = Field(ge=0)
     proposal_offset: int = Field(ge=0)
     proposal_sha256: Digest = Field(description="of the proposal's bytes")
     outcomes_offset: int = Field(ge=-1, description="of this subject's partition")
     policies_offset: int = Field(ge=-1)
+    answer_offset: int | None = Field(default=None, description="of the answer, in the subject's partition")
+    wall_time: Instant | None = Field(default=None, description="where people are waited for")
 
 
 class Entry(Data):
@@ -75,6 +91,53 @@ class Entry(Data):
 
     number: int = Field(ge=1)
     previous: Digest | None = None
+
+
+class Requirement(Data):
+    """What one policy asks of people: so many of these roles by then; `later` are asked after that."""
+
+    policy_id: Slug
+    version: int = Field(ge=1)
+    roles: tuple[Slug, ...]
+    approvers: int
+    not_by: tuple[str, ...] = Field(default=(), description="people who may not")
+    deadline: Instant = Field(description="wall time")
+
+
+class Answered(Data):
+    """An answer that counted."""
+
+    person: str
+    answer: Literal["approve", "refuse", "edit"]
+    answer_id: Identifier
+    signed_at: Instant
+    reason: str = ""
+
+
+class Asked(Data):
+    """The approval request that a hold makes, and what became of it.
+
+    `approval_id` is the id of the hold's own decision; `action_digest` the SHA-256 over the canonical
+    JSON (RFC 8785) of operation, agent, subject and parameters.
+    """
+
+    approval_id: Identifier
+    action_digest: Digest
+    asked_at: Instant = Field(description="wall time")
+    instead_of: Identifier | None = Field(
+        default=None, description="the request it replaces: edited, or policies changed"
+    )
+    requires: tuple[Requirement, ...]
+    answers: tuple[Answered, ...] = ()
+
+
+class Overridden(Data):
+    """A person commanded this; `against` names the forbids that the broken glass set aside."""
+
+    person: str
+    reason: str
+    break_glass: bool
+    against: tuple[str, ...] = ()
 
 
 class Decision(Data):
@@ -92,7 +155,7 @@ class Decision(Data):
     agent_version: int = Field(ge=1)
     action: Slug
     parameters: dict[str, Scalar]
-    proposed: Proposed | None = Field(default=None, description="when a fallback took its place")
+    proposed: Proposed | None = Field(default=None, description="what a fallback or an edit replaced")
     proposal_reason: str = Field(max_length=1000)
     expires_at: Instant | None = None
     confidence: float = Field(ge=0.0, le=1.0)
@@ -104,7 +167,30 @@ class Decision(Data):
     policies: tuple[PolicyMatch, ...] = ()
     counters: dict[str, int | float] = {}
     obligations: dict[str, Scalar] = {}
-    candidate: Candidate | None = Field(default=None, description="only where shadow or canary policies speak")
+    candidate: Candidate | None = Field(
+        default=None, description="only where shadow or canary policies speak"
+    )
+    approval: Asked | None = Field(default=None, description="where people were asked")
+    override: Overridden | None = None
     command_id: Identifier | None = None
+    inputs: Inputs
+    entry: Entry
+
+
+class Noted(Data):
+    """What happened to an approval request without deciding it: an entry of the subject's chain.
+
+    counted: an answer, more are needed; refused: an answer that does not count, and why;
+    escalated: a deadline passed, others are asked now.
+    """
+
+    event_type: ClassVar[str] = "flyball.approval_noted"
+
+    event_time: Instant
+    what: Literal["counted", "refused", "escalated"]
+    explanation: str = Field(max_length=2000)
+    approval_id: Identifier
+    answer: Answered | None = None
+    requires: tuple[Requirement, ...] = Field(default=(), description="as it is now")
     inputs: Inputs
     entry: Entry

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from contracts.data import Data, Identifier, Instant, Scalar, Slug
-from contracts.decision import Verdict
+from contracts.decision import PolicyVerdict
 
 Status = Literal["draft", "shadow", "canary", "active", "retired"]
 SituationType = Annotated[
@@ -45,9 +45,7 @@ class Limit(Data):
     max_total: float | None = Field(default=None, gt=0, le=1e15)
     amount: VariableName | None = Field(default=None, description="feature_... or parameter_...")
     max_in_flight: int | None = Field(default=None, ge=1, le=100_000)
-    within_s: int | None = Field(
-        default=None, ge=1, le=366 * 86_400, description="seconds of event time"
-    )
+    within_s: int | None = Field(default=None, ge=1, le=366 * 86_400, description="seconds of event time")
 
     @model_validator(mode="after")
     def _is_one_of_three(self) -> Self:
@@ -60,7 +58,9 @@ class Limit(Data):
             raise ValueError("amount goes with max_total: the variable that is summed")
         for name in (*self.per, *((self.amount,) if self.amount else ())):
             if name not in ("subject", "action", "agent") and not name.startswith(_FIELDS):
-                raise ValueError(f"expected subject, action, agent, feature_... or parameter_..., came {name!r}")
+                raise ValueError(
+                    f"expected subject, action, agent, feature_... or parameter_..., came {name!r}"
+                )
         if self.max_in_flight is not None and not {"subject", "action"}.issuperset(self.per):
             raise ValueError(f"per: max_in_flight counts by subject and action only, came {self.per}")
         if "subject" not in self.per:
@@ -73,6 +73,43 @@ class Fallback(Data):
 
     action: Slug
     parameters: dict[VariableName, Scalar] = Field(default={}, max_length=64)
+
+
+class Deadline(Data):
+    """So long people have, on the wall clock: `within_s` seconds, or working days (Monday to Friday, UTC)."""
+
+    roles: tuple[Slug, ...] = Field(min_length=1, max_length=32, description="any of these may answer")
+    within_s: int | None = Field(default=None, ge=1, le=366 * 86_400)
+    within_working_days: int | None = Field(default=None, ge=1, le=250)
+
+    @model_validator(mode="after")
+    def _has_one_deadline(self) -> Self:
+        if (self.within_s is None) is (self.within_working_days is None):
+            raise ValueError("expected one of within_s, within_working_days")
+        return self
+
+
+class Approval(Deadline):
+    """Who must approve, how many of them, how soon; and who is asked when the deadline passes."""
+
+    approvers: int = Field(default=1, ge=1, le=16, description="different people")
+    escalate: tuple[Deadline, ...] = Field(
+        default=(), max_length=8, description="one after the other; after the last it expires to deny"
+    )
+    not_by: tuple[VariableName, ...] = Field(
+        default=(), max_length=8, description="variables that name people who may not approve"
+    )
+
+    @model_validator(mode="after")
+    def _knows_its_variables(self) -> Self:
+        for name in self.not_by:
+            if not name.startswith(_FIELDS):
+                raise ValueError(f"not_by: expected feature_... or parameter_..., came {name!r}")
+        return self
+
+
+# Where a policy holds and names none: also for a policy that cannot be evaluated.
+DEFAULT_APPROVAL = Approval(roles=("approver",), within_s=86_400)
 
 
 class Example(Data):
@@ -100,18 +137,25 @@ class Policy(Data):
     effective_from: Instant | None = Field(default=None, description="event time; none: always")
     scope: Scope = Scope()
     when: Text = Field(description="CEL over the domain's policy variables; must give a bool")
-    verdict: Verdict
+    verdict: PolicyVerdict
+    approval: Approval | None = Field(
+        default=None, description="with require_approval and hold; none: one approver within a day"
+    )
     limits: tuple[Limit, ...] = Field(default=(), max_length=16)
     freshness_s: float | None = Field(
         default=None, gt=0, le=366 * 86_400, description="features older than this are stale"
     )
     fallback: Fallback | None = Field(default=None, description="instead of denying what is stale")
     outcome_within_s: int | None = Field(
-        default=None, ge=1, le=366 * 86_400,
+        default=None,
+        ge=1,
+        le=366 * 86_400,
         description="the same action waits for the outcome, so long at most, in event time",
     )
     cooldown_s: int | None = Field(
-        default=None, ge=1, le=366 * 86_400,
+        default=None,
+        ge=1,
+        le=366 * 86_400,
         description="the same action waits so long after a failed outcome, in event time",
     )
     obligations: dict[VariableName, Scalar] = Field(
@@ -130,8 +174,10 @@ class Policy(Data):
     @model_validator(mode="after")
     def _only_allow_is_bounded(self) -> Self:
         bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations")
-        if self.verdict != "allow" and (named := [n for n in bounds if getattr(self, n)]):
+        if self.verdict == "deny" and (named := [n for n in bounds if getattr(self, n)]):
             raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
+        if self.approval is not None and self.verdict not in ("require_approval", "hold"):
+            raise ValueError(f"approval: goes with require_approval, not with {self.verdict!r}")
         if self.outcome_within_s is None and any(limit.max_in_flight for limit in self.limits):
             raise ValueError("max_in_flight needs outcome_within_s: when a command without outcome lapses")
         if self.outcome_within_s is None and self.cooldown_s is not None:

@@ -1,4 +1,4 @@
-"""One-shot: makes a domain's topics and publishes its policies and models, as `./flyball up` would.
+"""One-shot: makes a domain's topics and publishes its policies, people and models, as `./flyball up` would.
 
 `python docker/prepare.py machines`, with FLYBALL_BOOTSTRAP_SERVERS naming the broker. Run again it
 publishes what is new and changes nothing else.
@@ -11,24 +11,17 @@ import time
 
 from contracts.errors import FlyballError
 from jobs.settings import load_settings
-from ops import kafka, models, policies
+from ops import kafka, shipped
+from ops.home import Home
 
 
 def prepare(domain: str) -> list[str]:
-    """What was published, as "id@version" and "alias/version"."""
+    """What was published: people, "id@version" of policies, "alias/version" of models."""
     bootstrap = load_settings(domain).bootstrap_servers
-    checked = policies.check_files(domain, policies.policy_files(domain))
-    shipped = models.shipped_models(domain)
+    content = shipped.load(Home.default(), domain)
     kafka.wait_for_broker(bootstrap)
     kafka.create_topics(bootstrap, domain)
-    now_ms = int(time.time() * 1000)
-    known = policies.published(bootstrap, domain)
-    new_policies = [p for p in checked if f"{p.policy_id}@{p.version}" not in known]
-    names = policies.publish(bootstrap, domain, new_policies, now_ms=now_ms)
-    aliases = {str(event["subject"]) for _, event in models.published(bootstrap, domain)}
-    new_models = [m for m in shipped if f"{m.alias}/{m.version}" not in aliases]
-    models.publish(bootstrap, domain, new_models, now_ms=now_ms)
-    return names + [f"{m.alias}/{m.version}" for m in new_models]
+    return shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
 
 
 def main() -> None:

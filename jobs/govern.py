@@ -1,11 +1,12 @@
-"""Job `govern`: proposals, outcomes, policies in, decisions and commands out. Only it writes commands.
+"""Job `govern`: proposals, outcomes, people's answers, policies in; decisions and commands out.
 
     proposals,
-    outcomes  --(keyed by subject)--> Govern <--(broadcast)-- policies, switches
+    outcomes,
+    approvals --(keyed by subject)--> Govern <--(broadcast)-- policies, switches, people
                                         |
                                         +--> decisions, commands (one transaction), dead letters
 
-The truth table is in udfs/policy/govern.py. Under exactly_once decisions and commands are written
+Only it writes commands. The truth table is in udfs/policy/govern.py. Under exactly_once decisions and commands are written
 in Kafka transactions that a checkpoint commits.
 """
 
@@ -31,7 +32,7 @@ NEEDS_BROKER = True
 def sources(settings: Settings) -> dict[str, str]:
     return {
         "proposals_source": raw_source(
-            "proposals_source", ["proposals", "outcomes"], settings, group=NAME
+            "proposals_source", ["proposals", "outcomes", "approvals"], settings, group=NAME
         ),
         "policies_source": raw_source("policies_source", ["policies"], settings, group=NAME),
     }

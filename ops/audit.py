@@ -76,6 +76,14 @@ def readable(events: list[dict[str, Any]]) -> Iterator[str]:
                     f" (confidence {data['confidence']:.4f}): {data['proposal_reason']}. Policies: {by or 'none'},"
                     f" set {data['policy_set_digest'][:12]}. Counters: {data['counters']}"
                 )
+                if data.get("override"):
+                    given = data["override"]
+                    against = f", against {', '.join(given['against'])}" if given["against"] else ""
+                    yield f"{at}    OVERRIDE by {given['person']}{against}: {given['reason']}"
+                for said in (data.get("approval") or {}).get("answers") or ():
+                    yield f"{at}    {said['person']}: {said['answer']} {said['reason']}".rstrip()
+            case "flyball.approval_noted":
+                yield f"{at} #{data['entry']['number']} {data['what']}: {data['explanation']}"
             case "flyball.command":
                 yield f"{at}    command {data['command_id'][:12]} {data['action']} {data['parameters']}"
             case "flyball.outcome":

@@ -26,9 +26,11 @@ app = typer.Typer(
 policy_app = typer.Typer(help="Policies as versioned events.", no_args_is_help=True)
 model_app = typer.Typer(help="Models as versioned events.", no_args_is_help=True)
 letters_app = typer.Typer(help="Bad input with its cause and position.", no_args_is_help=True)
+approvals_app = typer.Typer(help="What waits for people.", no_args_is_help=True)
 audit_app = typer.Typer(help="Proof of what was decided, and its story.", no_args_is_help=True)
 contracts_app = typer.Typer(help="The generated contracts.", invoke_without_command=True)
 app.add_typer(policy_app, name="policy")
+app.add_typer(approvals_app, name="approvals")
 app.add_typer(model_app, name="model")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(contracts_app, name="contracts")
@@ -606,6 +608,157 @@ def pause(domain: Domain, agent: Agent = None, action: Action = None, subject: S
 def resume(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
     """Take a pause back; name the same agent, action and subject."""
     _switch(domain, agent, action, subject, reason, False)
+
+
+# -------------------------------------------------------------------------------------- people
+
+RequestId = Annotated[str, typer.Argument(metavar="ID", help="of the request, or how it begins: see 'approvals list'")]
+As = Annotated[str, typer.Option("--as", help="who you are: a person of conf/DOMAIN/people.yaml")]
+KeyFile = Annotated[Path | None, typer.Option("--key", help="your private key (PEM); default: the one in .flyball/keys")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the action; may be repeated")]
+
+
+@command(approvals_app, "list")
+def approvals_list(
+    domain: Domain,
+    all: Annotated[bool, typer.Option("--all", help="also those that have ended")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Actions that are held until people answer: who is asked, and until when."""
+    from ops import approvals
+
+    told = [request.told() for request in approvals.requests(_bootstrap(), domain).values()]
+    shown = [row for row in told if all or row["state"] == "waiting"]
+    if as_json:
+        _print_json(shown)
+        return
+    table = Table(box=None)
+    for column in ("id", "subject", "action", "parameters", "by agent", "asks", "until", "approved by", "state"):
+        table.add_column(column)
+    for row in shown:
+        asks = "; ".join(f"{r['approvers']} of {', '.join(r['roles'])}" for r in row["requires"])
+        table.add_row(
+            row["id"][:12], row["subject"], row["action"], _pairs(row["parameters"]), row["agent"], asks,
+            min(r["deadline"] for r in row["requires"]), ", ".join(a["person"] for a in row["answers"]), row["state"],
+        )  # fmt: skip
+    out.print(table)
+    err.print(f"{len(shown)} shown; './flyball approvals show {domain} ID' tells why, 'approve|refuse|edit' answers")
+
+
+@command(approvals_app, "show")
+def approvals_show(domain: Domain, id: RequestId, as_json: AsJson = False) -> None:
+    """One request: what would be done and why, what the agent saw, what was answered."""
+    from ops import approvals
+
+    request = approvals.find(_bootstrap(), domain, id)
+    told, data = request.told(), request.event["data"]
+    if as_json:
+        _print_json({**told, "notes": request.notes, "decision": request.event, "ended_by": request.ended})
+        return
+    out.print(f"{told['id']}  {told['state']}", highlight=False)
+    for name, value in (
+        ("subject", told["subject"]),
+        ("would do", f"{told['action']} {_pairs(told['parameters'])}"),
+        ("proposed by", f"{data['agent']}@{data['agent_version']} (confidence {data['confidence']:.4f}): {data['proposal_reason']}"),
+        ("held because", told["explanation"]),
+        ("on", f"{data['situation_type']} at {data['features_at']}: {_pairs(data['features'])}"),
+        ("digest", told["action_digest"]),
+    ):
+        out.print(f"  {name:<13}{value}", markup=False, highlight=False)
+    for need in told["requires"]:
+        nots = f", not by {', '.join(need['not_by'])}" if need["not_by"] else ""
+        out.print(
+            f"  {'asks':<13}{need['approvers']} of {', '.join(need['roles'])}{nots}, until {need['deadline']}"
+            f" ({need['policy_id']}@{need['version']})", markup=False, highlight=False,
+        )  # fmt: skip
+    for note in request.notes:
+        out.print(f"  {note['what']:<13}{note['explanation']}", markup=False, highlight=False)
+    if request.ended is not None:
+        end = request.ended["data"]
+        out.print(f"  {'ended':<13}{end['verdict']} {end['reason']}: {end['explanation']}", markup=False, highlight=False)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _tell(entries: list[dict[str, Any]], as_json: bool) -> None:
+    """What an answer led to; an answer that does not count, and a command denied, is a failure."""
+    if as_json:
+        _print_json(entries)
+    for entry in entries:
+        data = entry["data"]
+        if not as_json:
+            said = f"{data['verdict']} {data['reason']}" if "verdict" in data else data["what"]
+            out.print(f"{said}: {data['explanation']}", markup=False, highlight=False)
+    last = entries[-1]["data"]
+    if last.get("what") == "refused" or last.get("reason") == "override_not_permitted":
+        raise typer.Exit(1)
+
+
+def _answer(
+    domain: str, id: str, person: str, key: Path | None, kind: str, reason: str, changes: list[str] | None, as_json: bool
+) -> None:
+    from ops import approvals
+
+    bootstrap = _bootstrap()
+    request = approvals.find(bootstrap, domain, id)
+    parameters = approvals.typed(domain, request.event["data"]["action"], changes or ())
+    signer = approvals.Signer.of(_home(), domain, person, key)
+    entries = approvals.answer(
+        bootstrap, domain, request, signer, kind, parameters=parameters, reason=reason, now_ms=_now_ms()
+    )
+    _tell(entries, as_json)
+
+
+@command(app)
+def approve(domain: Domain, id: RequestId, person: As, reason: Reason = "", key: KeyFile = None, as_json: AsJson = False) -> None:
+    """Approve a held action, signed with your key; it is done when enough people did."""
+    _answer(domain, id, person, key, "approve", reason, None, as_json)
+
+
+@command(app)
+def refuse(domain: Domain, id: RequestId, person: As, reason: Reason = "", key: KeyFile = None, as_json: AsJson = False) -> None:
+    """Refuse a held action; one who refuses is enough."""
+    _answer(domain, id, person, key, "refuse", reason, None, as_json)
+
+
+@command(app)
+def edit(
+    domain: Domain, id: RequestId, person: As, changes: Set = None, reason: Reason = "", key: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Change a held action's parameters: another action, decided anew; somebody else approves it."""
+    if not changes:
+        raise SetupFailed("expected --set NAME=VALUE, came none")
+    _answer(domain, id, person, key, "edit", reason, changes, as_json)
+
+
+@command(app)
+def override(
+    domain: Domain,
+    subject: Annotated[str, typer.Argument(help="whom or what it is about")],
+    action: Annotated[str, typer.Argument(help="an action of the domain")],
+    person: As,
+    reason: Annotated[str, typer.Option(help="why; stands in the audit")],
+    parameters: Set = None,
+    break_glass: Annotated[bool, typer.Option("--break-glass", help="also against a forbid or a pause")] = False,
+    key: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Command directly, as a person: signed, decided and recorded like any decision."""
+    from contracts.domain import load_domain
+    from ops import approvals
+
+    known = load_domain(domain).actions
+    if action not in known:
+        raise SetupFailed(f"expected an action of {sorted(known)}, came {action!r}")
+    entries = approvals.override(
+        _bootstrap(), domain, subject, action, approvals.Signer.of(_home(), domain, person, key),
+        parameters=approvals.typed(domain, action, parameters or ()), reason=reason, break_glass=break_glass,
+        now_ms=_now_ms(),
+    )  # fmt: skip
+    _tell(entries, as_json)
 
 
 # -------------------------------------------------------------------------------------- models

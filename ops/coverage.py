@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from contracts.decision import Decision
 from contracts.domain import load_domain
 from contracts.policy import Policy
 from jobs.settings import load_settings
@@ -23,11 +24,13 @@ _EXAMPLES = 3
 def _decisions(
     bootstrap_servers: str, domain: str, since: str | None, until: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Every decision once, between two event times."""
+    """Every decision about a proposal once, between two event times."""
     seen: set[str] = set()
     for line in lines(bootstrap_servers, domain):
         event = orjson.loads(line.value or b"{}")
         at = str(event.get("time"))
+        if event.get("type") != Decision.event_type or event["data"]["inputs"]["trigger"] != "proposal":
+            continue
         if event.get("id") in seen or (since and at < since) or (until and at >= until):
             continue
         seen.add(str(event["id"]))

@@ -10,6 +10,7 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
+from contracts.approval import Person
 from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
 from contracts.errors import PolicyProblem, PolicyRefused
@@ -225,6 +226,16 @@ def throw_switch(
         bootstrap_servers, domain,
         [(key, PolicySwitch.event_type, switch.model_dump(mode="json"))], now_ms,
     )  # fmt: skip
+
+
+def publish_people(
+    bootstrap_servers: str, domain: str, people: Sequence[Person], *, now_ms: int
+) -> None:
+    """One event a person; `govern` knows them from then on."""
+    events: list[tuple[str, str, object]] = [
+        (f"person/{each.person}", Person.event_type, each.model_dump(mode="json")) for each in people
+    ]
+    _send(bootstrap_servers, domain, events, now_ms)
 
 
 def _send(

@@ -11,8 +11,8 @@ from contracts.errors import BadInput, SetupFailed
 from jobs.settings import load_settings, read_yaml
 from ops import policies
 from udfs.policy import cases
-from udfs.policy.govern import Decided
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.writing import Decided
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,17 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
     table = read_yaml(path)
     if not isinstance(table, dict) or not isinstance(table.get("cases"), list):
         raise SetupFailed(f"{path}: expected 'cases' (a list) and perhaps 'defaults', came {type(table).__name__}")
-    checked = PolicySet.compile(policies.check_files(domain, policies.policy_files(domain)))
+    checked = policies.check_files(domain, policies.policy_files(domain))
     defaults: dict[str, Any] = dict(table.get("defaults") or {})
     results = []
     for number, case in enumerate(table["cases"]):
         if not isinstance(case, dict) or not {"case", "given", "expect"} <= set(case):
             raise SetupFailed(f"{path}: case {number}: expected case, given and expect, came {case!r:.200}")
         try:
-            decided = cases.decide(contract, checked, case, defaults, max_hops=settings.max_hops)
-            problem = _problem(decided, case["expect"])
+            people = cases.people_of(case.get("people") or table.get("people") or {})
+            in_force = PolicySet.compile(checked, people=people)
+            played = cases.play(contract, in_force, case, defaults, max_hops=settings.max_hops)
+            problem = _problem(played.decided, case["expect"])
         except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
             problem = f"not a case: {type(error).__name__}: {error}"
         results.append(Result(str(case["case"]), problem))
@@ -50,8 +52,8 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
 
 def _problem(decided: list[Decided], expect: list[dict[str, Any]]) -> str | None:
     if len(decided) != len(expect):
-        return f"expected {len(decided)} rows in expect, one a proposal, came {len(expect)}"
+        return f"expected {len(decided)} rows in expect, one a decision or note, came {len(expect)}"
     for ordinal, (got, wanted) in enumerate(zip(decided, expect, strict=True)):
         if (problem := cases.mismatch(got, wanted)) is not None:
-            return f"proposal {ordinal}: {problem}"
+            return f"row {ordinal}: {problem}"
     return None

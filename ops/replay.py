@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from contracts.approval import Person
 from contracts.domain import load_domain
 from contracts.errors import BadInput
 from contracts.policy import Policy
@@ -17,9 +18,10 @@ from jobs.settings import load_settings
 from ops import kafka
 from ops.audit import lines
 from udfs.policy.audit import audit
-from udfs.policy.govern import Governor, Reported
+from udfs.policy.govern import Governor
 from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.reading import Reported
 from udfs.policy.replay import Remade, replay
 
 _EXAMPLES = 3
@@ -64,7 +66,7 @@ class Change:
 
 
 class _Policies(Mapping[int, PolicySet]):
-    """The policies as they were after the record of an offset; compiled once for each."""
+    """The policies and people as they were after the record of an offset; compiled once for each."""
 
     def __init__(self, bootstrap_servers: str, domain: str) -> None:
         self._variables = load_domain(domain).policy_variables()
@@ -75,7 +77,7 @@ class _Policies(Mapping[int, PolicySet]):
 
     def __getitem__(self, offset: int) -> PolicySet:
         if offset not in self._sets:
-            book = PolicyBook({}, {})
+            book = PolicyBook()
             for place, value in self._events:
                 if place <= offset:
                     with suppress(BadInput):  # as `govern` did: it went to dead letters
@@ -90,14 +92,19 @@ class _Policies(Mapping[int, PolicySet]):
         return len(self._sets)
 
 
-class _Always(Mapping[int, PolicySet]):
-    """One set whatever the offset."""
+class _Candidates(Mapping[int, PolicySet]):
+    """The same policies whatever the offset, with the people as they were."""
 
-    def __init__(self, policies: PolicySet) -> None:
-        self._policies = policies
+    def __init__(self, policies: Sequence[Policy], recorded: _Policies) -> None:
+        self._policies = [policy.model_copy(update={"status": "active"}) for policy in policies]
+        self._recorded = recorded
+        self._sets: dict[tuple[Person, ...], PolicySet] = {}
 
     def __getitem__(self, offset: int) -> PolicySet:
-        return self._policies
+        people = tuple(self._recorded[offset].people.values())
+        if people not in self._sets:
+            self._sets[people] = PolicySet.compile(self._policies, people=people)
+        return self._sets[people]
 
     def __iter__(self) -> Any:
         return iter(())
@@ -117,25 +124,30 @@ def run(
 ) -> Replayed:
     """Make every recorded decision again; report those between two event times (RFC 3339).
 
-    Without `candidates` every byte of a decision must come out as recorded. With them, decisions
-    are compared by verdict, reason and action, and every candidate counts as active; outcomes are
-    the recorded ones, also where another decision would have had others.
+    Without `candidates` every byte of an entry must come out as recorded. With them, the decisions
+    about proposals are compared by verdict, reason and action, and every candidate counts as active;
+    outcomes and people's answers are the recorded ones, also where another decision would have had
+    others.
     """
     settings, contract = load_settings(domain), load_domain(domain)
     governor = Governor(contract, max_hops=settings.max_hops)
     found = audit(lines(bootstrap_servers, domain), allows_repeats=settings.delivery == "at_least_once")
     outcomes, known = _outcomes(bootstrap_servers, domain, governor)
-    policies: Mapping[int, PolicySet]
-    if candidates is None:
-        policies = _Policies(bootstrap_servers, domain)
-    else:
-        policies = _Always(PolicySet.compile(p.model_copy(update={"status": "active"}) for p in candidates))
+    answers = _answers(bootstrap_servers, domain)
+    recorded_policies = _Policies(bootstrap_servers, domain)
+    policies: Mapping[int, PolicySet] = recorded_policies
+    if candidates is not None:
+        policies = _Candidates(candidates, recorded_policies)
     done = Replayed(broken_chains=len({bad.subject for bad in found.bad}))
     began = time.perf_counter()
     for subject, chain in found.chains.items():
-        for remade in replay(governor, chain.lines, outcomes.get(subject, ()), policies):
-            at = remade.recorded["data"]["event_time"]
+        partition = chain.lines[0].partition
+        for remade in replay(governor, chain.lines, outcomes.get(subject, ()), answers[partition], policies):
+            data = remade.recorded["data"]
+            at = data["event_time"]
             if (since is not None and at < since) or (until is not None and at >= until):
+                continue
+            if candidates is not None and data["inputs"]["trigger"] != "proposal":
                 continue
             done.decisions += 1
             if _differs(remade, by_bytes=candidates is None):
@@ -154,16 +166,28 @@ def _outcomes(
     by_subject: dict[str, list[tuple[int, Reported]]] = defaultdict(list)
     statuses: dict[str, str] = {}
     for record in kafka.read_all(bootstrap_servers, [topic("outcomes").of(domain)]):
-        reported = governor.read_outcome(record.key, record.value)
+        reported = governor.read.outcome(record.key, record.value)
         if reported is not None:
             by_subject[reported.subject].append((record.offset, reported))
             statuses[reported.command_id] = "failed" if reported.has_failed else "succeeded"
     return by_subject, statuses
 
 
-def _said(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    data = event["data"]
-    return str(data["verdict"]), str(data["reason"]), str(data["action"])
+def _answers(
+    bootstrap_servers: str, domain: str
+) -> Mapping[int, dict[int, tuple[bytes | None, bytes | None]]]:
+    """Partition -> offset -> key and value of people's answers."""
+    found: dict[int, dict[int, tuple[bytes | None, bytes | None]]] = defaultdict(dict)
+    for record in kafka.read_all(bootstrap_servers, [topic("approvals").of(domain)]):
+        found[record.partition][record.offset] = (record.key, record.value)
+    return found
+
+
+def _said(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Verdict and reason, or what a note says; and the action."""
+    data = event.get("data") or {}
+    said = f"{data['verdict']} {data['reason']}" if "verdict" in data else str(data.get("what", "nothing"))
+    return said, str(data.get("action", ""))
 
 
 def _differs(remade: Remade, *, by_bytes: bool) -> bool:
@@ -171,16 +195,14 @@ def _differs(remade: Remade, *, by_bytes: bool) -> bool:
 
 
 def _enter(done: Replayed, remade: Remade, statuses: Mapping[str, str]) -> None:
-    before, after = remade.recorded["data"], remade.remade["data"]
-    spoke = after["policies"] or before["policies"]
+    before, after = remade.recorded["data"], remade.remade.get("data") or {}
+    spoke = after.get("policies") or before.get("policies") or ()
     policies = ", ".join(f"{p['policy_id']}@{p['version']}" for p in spoke)
-    key = (
-        str(before["action"]), f"{before['verdict']} {before['reason']}",
-        f"{after['verdict']} {after['reason']}", policies,
-    )  # fmt: skip
+    (said, action), (says, _) = _said(remade.recorded), _said(remade.remade)
+    key = (action, said, says, policies)
     change = done.changes.setdefault(key, Change(*key))
     change.count += 1
-    if before["verdict"] == "allow" and after["verdict"] != "allow" and before["command_id"]:
+    if before.get("command_id") and not after.get("command_id"):
         change.outcomes[statuses.get(before["command_id"], "none yet")] += 1
     if len(change.examples) < _EXAMPLES:
         change.examples.append(str(remade.recorded["id"]))

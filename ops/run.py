@@ -17,10 +17,8 @@ from rich.table import Table
 
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
-from contracts.model import ModelAlias
-from contracts.policy import Policy
 from jobs.settings import ROOT, Settings, load_settings
-from ops import flink_jobs, instance, kafka, models, policies, trace
+from ops import flink_jobs, instance, kafka, shipped, trace
 from ops.home import Home
 from ops.player import Emitted, Emitter, Item, read_file
 from ops.watch import Seen, Watch, percentiles
@@ -60,8 +58,7 @@ def bring_up(
     load_domain(domain)
     world = load_world(domain)
     del world
-    checked = policies.check_files(domain, policies.policy_files(domain))
-    shipped = models.shipped_models(domain)
+    content = shipped.load(home, domain)
     is_started = instance.is_running(home)
     if is_started and domain in flink_jobs.wanted(home):
         raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
@@ -73,7 +70,7 @@ def bring_up(
         with console.status("starting the broker and the cluster, planning the jobs"):
             bootstrap = _wait_for_broker(home)
             kafka.create_topics(bootstrap, domain)
-            _publish_new(bootstrap, domain, checked, shipped)
+            shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
             instance.wait_ready(home)
         with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
             submission.go()
@@ -87,19 +84,6 @@ def bring_up(
         raise
     seconds["setup"] = time.monotonic() - began
     return settings, seconds
-
-
-def _publish_new(
-    bootstrap: str, domain: str, checked: list[Policy], shipped: list[ModelAlias]
-) -> None:
-    """Publish the domain's policies and models that its topics do not hold yet."""
-    now_ms = int(time.time() * 1000)
-    known = policies.published(bootstrap, domain)
-    fresh = [p for p in checked if f"{p.policy_id}@{p.version}" not in known]
-    policies.publish(bootstrap, domain, fresh, now_ms=now_ms)
-    aliases = {str(event.get("subject")) for _, event in models.published(bootstrap, domain)}
-    new_models = [m for m in shipped if f"{m.alias}/{m.version}" not in aliases]
-    models.publish(bootstrap, domain, new_models, now_ms=now_ms)
 
 
 def _wait_for_broker(home: Home) -> str:

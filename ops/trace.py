@@ -11,7 +11,9 @@ from rich.tree import Tree
 from contracts.topics import topic
 from ops import kafka
 
-CHAIN = ("facts", "situations", "proposals", "decisions", "commands", "outcomes")
+CHAIN = ("facts", "situations", "proposals", "decisions", "approvals", "commands", "outcomes")
+
+NOUNS = {"approvals": "answer"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Link:
 
 def _scan(bootstrap_servers: str, domain: str, needle: bytes) -> list[Link]:
     links = []
-    topics = {topic(name).of(domain): name.rstrip("s") for name in CHAIN}
+    topics = {topic(name).of(domain): NOUNS.get(name, name.rstrip("s")) for name in CHAIN}
     for record in kafka.read_all(bootstrap_servers, list(topics)):
         if record.value is not None and needle in record.value:
             try:
@@ -85,7 +87,8 @@ def _line(node: dict[str, Any]) -> str:
         "proposal": lambda: f"{data['agent']} proposes {data['action']} (confidence"
         f" {data['confidence']:.4f}): {data['reason']}",
         "decision": lambda: f"[bold]{data['verdict']}[/bold] {data['action']}: {data['reason']}"
-        f" ({data['explanation']})",
+        f" ({data['explanation']})" if "verdict" in data else f"{data['what']}: {data['explanation']}",
+        "answer": lambda: f"{data['person']}: {data.get('answer', 'override')} {data['reason']}",
         "command": lambda: f"{data['action']} {_short(data['parameters'])}",
         "outcome": lambda: f"{data['status']} {data['detail']}",
     }

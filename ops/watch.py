@@ -12,6 +12,7 @@ from typing import IO, Any
 import orjson
 from kafka import TopicPartition
 
+from contracts.decision import Decision
 from contracts.topics import topic
 from ops import kafka
 from ops.world import DecisionOf
@@ -188,6 +189,8 @@ class Watch(threading.Thread):
         if kind in self._lines:
             self._lines[kind].write((record.value or b"") + b"\n")
         if kind == "decisions":
+            if event.get("type") != Decision.event_type:
+                return
             if seen.first_decision_at is None:
                 seen.first_decision_at = time.monotonic()
             seen.verdicts[str(data.get("verdict"))] += 1

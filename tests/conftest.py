@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ops import cluster, flink_jobs, kafka, models, policies
+from ops import cluster, flink_jobs, kafka, shipped
 from ops import instance as embedded
 from ops import run as runner
 from ops.home import CHECKOUT, Home
@@ -138,9 +138,7 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
     bootstrap = str(home.read_state()["bootstrap_servers"])
     now_ms = int(time.time() * 1000)
     kafka.create_topics(bootstrap, domain)
-    checked = policies.check_files(domain, policies.policy_files(domain))
-    policies.publish(bootstrap, domain, checked, now_ms=now_ms)
-    models.publish(bootstrap, domain, models.shipped_models(domain), now_ms=now_ms)
+    shipped.publish_new(bootstrap, domain, shipped.load(home, domain), now_ms=now_ms)
     environment = flink_jobs.client_environment(home)
     del environment["FLYBALL_REST"]  # the client finds the cluster in FLINK_CONF_DIR
     clients = {

@@ -25,6 +25,10 @@ SCRIPTS = {domain: ddl.script(domain, "broker:9092") for domain in DOMAINS}
 
 AT = "2013-12-02T20:15:00Z"
 DIGEST = "0" * 64
+INPUTS = {
+    "trigger": "proposal", "proposal_partition": 0, "proposal_offset": 1, "proposal_sha256": DIGEST,
+    "outcomes_offset": -1, "policies_offset": 3,
+}  # fmt: skip
 PROPOSED: dict[str, Any] = {
     "event_time": AT, "agent": "rule", "agent_version": 1, "action": "cool", "parameters": {"s": 1},
     "confidence": 0.9, "situation_type": "machines.hot", "features": {"a": 1.5, "b": None, "c": "x"},
@@ -37,12 +41,25 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         **PROPOSED, "decided_at_event_time": AT, "verdict": "deny", "reason": "rate_limit",
         "explanation": "", "proposal_id": "p", "policy_set_digest": DIGEST, "counters": {"n": 1},
         "features_at": AT, "proposal_reason": "hot",
-        "inputs": {"proposal_partition": 0, "proposal_offset": 1, "proposal_sha256": DIGEST,
-                   "outcomes_offset": -1, "policies_offset": 3},
+        "inputs": INPUTS,
         "entry": {"number": 2, "previous": DIGEST},
         "policies": [{"policy_id": "cooling", "version": 1, "verdict": "allow"}],
         "model": {"name": "m", "version": 1, "sha256": DIGEST},
     },
+    "flyball.approval_noted": {
+        "event_time": AT, "what": "escalated", "explanation": "", "approval_id": "d", "inputs": INPUTS,
+        "entry": {"number": 3, "previous": DIGEST},
+        "requires": [{"policy_id": "big", "version": 1, "roles": ["head"], "approvers": 2, "deadline": AT}],
+    },
+    "flyball.answer": {
+        "person": "ada", "signed_at": AT, "signature": "A" * 86, "approval_id": "d",
+        "action_digest": DIGEST, "answer": "approve", "reason": "fine",
+    },
+    "flyball.override": {
+        "person": "ada", "signed_at": AT, "signature": "A" * 86, "action": "cool", "parameters": {},
+        "reason": "smoke", "break_glass": True,
+    },
+    "flyball.person": {"person": "ada", "roles": ["approver"], "may": ["override"], "public_key": "A" * 43},
     "flyball.command": {
         "event_time": AT, "command_id": "c", "action": "cool", "parameters": {}, "agent": "rule",
         "decision_id": "d", "proposal_id": "p", "reason": "hot",

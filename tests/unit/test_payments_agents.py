@@ -17,8 +17,9 @@ from ops.worlds.payments_features import FEATURES
 from udfs.agents.core import Agents, Situation
 from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
-from udfs.policy.govern import Governor, SubjectState
+from udfs.policy.govern import Governor
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.subject import SubjectState
 
 CONTRACT = load_domain("payments")
 AGENTS = Agents(CONTRACT, load_agents(ROOT / "conf" / "payments" / "agents.yaml", CONTRACT))
@@ -55,7 +56,7 @@ def decide(given: Situation, model: LoadedModel) -> list[dict[str, Any]]:
     """The data of every decision that follows from a situation."""
     governor, state, decided = Governor(CONTRACT, max_hops=6), SubjectState(), []
     for key, proposal in AGENTS.propose(given, {"payment-fraud": model}):
-        incoming = governor.read(key.encode(), proposal)
+        incoming = governor.read.proposal(key.encode(), proposal)
         decided.append(orjson.loads(governor.decide(state, incoming, POLICIES).decision)["data"])
     return decided
 

@@ -64,7 +64,7 @@ def test_all_problems_are_told_when_a_file_has_several() -> None:
         "p.yaml:3:1: expected a field of a policy, got 'owner'",
         "p.yaml:9:17: expected operands that '>=' takes (it converts no types), got (double, int)",
         "p.yaml:9:25: expected a declared variable (like 'feature_count'), got 'fature_count'",
-        "p.yaml:10:10: expected verdict: 'allow', 'deny' or 'hold', got \"alow\"",
+        "p.yaml:10:10: expected verdict: 'allow', 'deny', 'hold' or 'require_approval', got \"alow\"",
     ]
 
 

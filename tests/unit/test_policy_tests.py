@@ -21,7 +21,7 @@ def test_the_shipped_policies_do_what_their_table_says(domain: str) -> None:
     ("given", "expect", "told"),
     [
         ("[{}]", "[{verdict: deny}]", "expected verdict 'deny', came 'allow' (cooling@1"),
-        ("[{}]", "[]", "expected 1 rows in expect, one a proposal, came 0"),
+        ("[{}]", "[]", "expected 1 rows in expect, one a decision or note, came 0"),
         ("[{colour: red}]", "[{}]", "came ['colour']"),
         ("[{action: launch}]", "[{}]", "no action 'launch'"),
         ("[{outcome_of: 0}]", "[{}]", "IndexError"),

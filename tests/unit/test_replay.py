@@ -14,7 +14,7 @@ from ops.coverage import branches
 from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
 from udfs.policy import cases
 from udfs.policy.audit import Line, audit
-from udfs.policy.govern import Governor, Reported
+from udfs.policy.govern import Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replay import Remade, replay
 
@@ -25,18 +25,12 @@ TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
 
 
 def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
-    governor = Governor(CONTRACT, max_hops=6)
-    decided = cases.decide(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
-    found = audit((Line(0, n, b"m-1", d.decision) for n, d in enumerate(decided)), allows_repeats=False)
-    assert found.bad == [], "the decisions of a case form a chain"
-    outcomes: list[tuple[int, Reported]] = []
-    for ordinal, row in enumerate(case["given"]):
-        if "outcome_of" in row:
-            reported = governor.read_outcome(b"m-1", cases.outcome("m-1", decided, row))
-            assert reported is not None
-            outcomes.append((ordinal, reported))
+    played = cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
+    found = audit((Line(0, n, b"m-1", d.decision) for n, d in enumerate(played.decided)), allows_repeats=False)
+    assert found.bad == [], "the entries of a case form a chain"
     chain = found.chains["m-1"].lines
-    return list(replay(governor, chain, outcomes, {-1: policies}))
+    governor = Governor(CONTRACT, max_hops=6)
+    return list(replay(governor, chain, played.outcomes, played.answers, {-1: policies}))
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])

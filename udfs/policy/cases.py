@@ -1,67 +1,150 @@
 """Given/expect cases of the truth table: the same for `policy test` and for our own tests.
 
 A case is data:
-    given    proposals about one subject, in order, each a mapping; and outcomes between them
-    expect   for each proposal what its decision must say: any of `verdict`, `reason`, `action`,
+    given    proposals about one subject, in order, each a mapping; between them outcomes, what people
+             say, and the wall clock
+    expect   for each decision what it must say: any of `verdict`, `reason`, `action`, `parameters`,
              `obligations`, `is_commanded`, `matched` (policy ids), `explains` (a part of the
-             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary)
+             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary);
+             for each note: `note` (counted, refused, escalated), `explains`
+    people   name -> {roles, may, is_active}; their keys are made from their names
 A proposal: agent, action, situation, parameters, confidence, features, hops, chain (correlation id);
 `at`, `features_at` in seconds of event time after the case's start, `expires_after` in seconds. An outcome:
-`outcome_of` (which proposal, from 0), status, cost, at.
+`outcome_of` (which decision, from 0), status, cost, at. An answer: `answer_to` (which decision held),
+`answer` (approve, refuse, edit), `by`, parameters, reason, `digest_of` (another decision's action). An
+override: `override` (the action), `by`, parameters, reason, break_glass. `wall` is the wall clock in seconds
+after the case's start, on any row; a row with nothing else lets it pass.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from contracts.decision import Decision
+from contracts.approval import Answer, Override, Person
+from contracts.decision import Decision, Noted
 from contracts.domain import DomainContract
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.outcome import Outcome
 from contracts.proposal import Proposal
-from udfs.policy.govern import Decided, Governor, Place, SubjectState
+from udfs.policy.govern import Governor
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.reading import Reported
+from udfs.policy.signing import public_text, sign, to_sign
+from udfs.policy.subject import SubjectState
+from udfs.policy.writing import Decided, Place
 from udfs.serde import write_event
 
 START_MS = parse_time_ms("2014-01-01T00:00:00Z")
 _PROPOSAL = {
     "at", "agent", "action", "situation", "parameters", "confidence", "features", "features_at",
-    "expires_after", "hops", "chain",
+    "expires_after", "hops", "chain", "wall",
 }  # fmt: skip
 _OUTCOME = {"outcome_of", "status", "cost", "at"}
+_ANSWER = {"answer_to", "answer", "by", "parameters", "reason", "digest_of", "wall"}
+_OVERRIDE = {"override", "by", "parameters", "reason", "break_glass", "wall"}
 _EXPECT = {
-    "verdict", "reason", "action", "obligations", "is_commanded", "matched", "explains", "clock", "would",
+    "verdict", "reason", "action", "parameters", "obligations", "is_commanded", "matched", "explains", "clock",
+    "would",
 }  # fmt: skip
 
 
-def decide(
+def key_of(person: str) -> Ed25519PrivateKey:
+    """A person's key for cases, made from the name: not for anything that is real."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(person.encode()).digest())
+
+
+def people_of(given: Mapping[str, Any]) -> list[Person]:
+    """The people of a case."""
+    return [
+        Person(
+            person=name, roles=tuple(raw.get("roles", ())), may=tuple(raw.get("may", ())),
+            is_active=raw.get("is_active", True), public_key=public_text(key_of(name)),
+        )
+        for name, raw in given.items()
+    ]  # fmt: skip
+
+
+@dataclass
+class Played:
+    """What came of a case, and the records people and actuators wrote in it, by offset."""
+
+    decided: list[Decided] = field(default_factory=list)
+    answers: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
+    outcomes: list[tuple[int, Reported]] = field(default_factory=list)
+
+
+def play(
     contract: DomainContract, policies: PolicySet, case: Mapping[str, Any],
     defaults: Mapping[str, Any], *, max_hops: int,
-) -> list[Decided]:  # fmt: skip
-    """Every proposal of a case in order; the state passes through its JSON as it does in Flink.
+) -> Played:  # fmt: skip
+    """Every row of a case in order; the state passes through its JSON as it does in Flink.
 
     Raises ValueError for a case that is none, BadInput for a proposal outside the contract.
     """
     governor, state = Governor(contract, max_hops=max_hops), SubjectState()
-    decided: list[Decided] = []
+    played = Played()
+    decided = played.decided
     subject = str(defaults.get("subject", "a-subject"))
+    key, wall_ms = subject.encode(), START_MS
     for ordinal, row in enumerate(case["given"]):
+        wall_ms = max(wall_ms, START_MS + int(row.get("wall", 0) * 1000))
+        heard = Place(0, ordinal, trigger="answer", wall_ms=wall_ms)
         if "outcome_of" in row:
             _refuse_unknown(row, _OUTCOME)
-            reported = governor.read_outcome(subject.encode(), outcome(subject, decided, row))
+            reported = governor.read.outcome(key, outcome(subject, decided, row))
             if reported is None:
                 raise ValueError(f"given {ordinal}: not an outcome: {row}")
             state.report(reported, ordinal)
+            played.outcomes.append((ordinal, reported))
+        elif "answer_to" in row or "override" in row:
+            _refuse_unknown(row, _ANSWER if "answer_to" in row else _OVERRIDE)
+            said = spoken(contract.name, subject, decided, row, ordinal, wall_ms)
+            played.answers[ordinal] = (key, said)
+            decided += governor.hear(state, governor.read.word(key, said, policies.people), policies, heard)
+        elif set(row) == {"wall"}:
+            clock = Place(trigger="clock", wall_ms=wall_ms)
+            decided += governor.pass_deadlines(state, policies, clock)
         else:
             _refuse_unknown(row, _PROPOSAL)
             given = {**defaults, **row}
-            incoming = governor.read(subject.encode(), proposal(contract.name, subject, given, ordinal))
-            decided.append(governor.decide(state, incoming, policies, Place(0, ordinal)))
+            incoming = governor.read.proposal(key, proposal(contract.name, subject, given, ordinal))
+            place = Place(0, ordinal, wall_ms=wall_ms)
+            decided.append(governor.decide(state, incoming, policies, place))
         state = SubjectState.from_json(state.to_json())
-    return decided
+    return played
+
+
+def spoken(
+    domain: str, subject: str, decided: list[Decided], row: Mapping[str, Any], ordinal: int, wall_ms: int
+) -> bytes:
+    """An answer's or override's event out of a case's row, signed."""
+    by = str(row["by"])
+    data: dict[str, Any] = {
+        "person": by, "signed_at": format_time_ms(wall_ms), "parameters": row.get("parameters", {}),
+        "reason": row.get("reason", ""),
+    }  # fmt: skip
+    if "override" in row:
+        kind = Override.event_type
+        data |= {"action": row["override"], "break_glass": row.get("break_glass", False)}
+    else:
+        kind = Answer.event_type
+        asked = orjson.loads(decided[row["answer_to"]].decision)
+        of = orjson.loads(decided[row["digest_of"]].decision) if "digest_of" in row else asked
+        data |= {
+            "approval_id": asked["data"]["approval"]["approval_id"], "answer": row["answer"],
+            "action_digest": of["data"]["approval"]["action_digest"],
+        }  # fmt: skip
+    data["signature"] = sign(key_of(by), to_sign(domain, subject, kind, data))
+    return write_event(
+        event_id=derive_id(f"{subject}|{ordinal}", "case", by), source=f"/flyball/{domain}/case",
+        event_type=kind, subject=subject, time_ms=wall_ms, dataschema=schema_urn(domain, kind), data=data,
+    )  # fmt: skip
 
 
 def _refuse_unknown(row: Mapping[str, Any], known: set[str]) -> None:
@@ -126,23 +209,35 @@ def outcome(subject: str, decided: list[Decided], row: Mapping[str, Any]) -> byt
 
 def mismatch(decided: Decided, wanted: Mapping[str, Any]) -> str | None:
     """What of `wanted` the decision does not say, in words; None when it says all of it."""
+    event = orjson.loads(decided.decision)
+    if ("note" in wanted) is not (event["type"] == Noted.event_type):
+        return f"expected a {'note' if 'note' in wanted else 'decision'}, came {event['data']}"
+    if "note" in wanted:
+        _refuse_unknown(wanted, {"note", "explains"})
+        noted = Noted.model_validate_json(orjson.dumps(event["data"]))
+        return _first_mismatch({"note": noted.what}, noted.explanation, wanted)
     _refuse_unknown(wanted, _EXPECT)
-    data = Decision.model_validate_json(orjson.dumps(orjson.loads(decided.decision)["data"]))
+    data = Decision.model_validate_json(orjson.dumps(event["data"]))
     candidate = data.candidate
-    said = {
+    said: dict[str, Any] = {
         "verdict": data.verdict,
         "reason": data.reason.value,
         "action": data.action,
+        "parameters": data.parameters,
         "obligations": data.obligations,
         "is_commanded": decided.command is not None,
         "matched": [policy.policy_id for policy in data.policies],
         "clock": (parse_time_ms(data.decided_at_event_time) - START_MS) / 1000,
         "would": candidate and {"verdict": candidate.verdict, "reason": candidate.reason.value},
     }
+    return _first_mismatch(said, data.explanation, wanted)
+
+
+def _first_mismatch(said: Mapping[str, Any], explanation: str, wanted: Mapping[str, Any]) -> str | None:
     for name, value in wanted.items():
         if name == "explains":
-            if value not in data.explanation:
-                return f"expected an explanation with {value!r}, came {data.explanation!r}"
+            if value not in explanation:
+                return f"expected an explanation with {value!r}, came {explanation!r}"
         elif said[name] != value:
-            return f"expected {name} {value!r}, came {said[name]!r} ({data.explanation})"
+            return f"expected {name} {value!r}, came {said[name]!r} ({explanation})"
     return None

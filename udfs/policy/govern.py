@@ -18,297 +18,78 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     5. policies: none matched            -> deny   no_policy_matched
                  a matching forbid       -> deny   forbidden_by_policy
                  one cannot be evaluated -> hold   policy_error
-                 a matching hold         -> hold   held_by_policy
+                 a matching hold         -> hold   held_by_policy, approval_required
     6. limits, of what was allowed       -> deny   rate_limit
                                                    budget_limit
                                                    in_flight_limit
+    8. people, asked by every hold:
+       one refuses                       -> deny   refused_by_person
+       a deadline, nobody left to ask    -> deny   approval_expired
+       one changes the action            -> deny   edited_by_person, and a new decision
+       enough approve: steps 2 to 6 again -> as they say, or
+                                            allow  approved_by_people
     9. allow                             -> one command
                                             allowed_by_policy
 
-(7 arbitration and 8 approval come later.) `now` is event time: the subject's highest accepted event
-time, this proposal's included. Nothing here reads a clock or makes a random number, so a log of
-proposals, outcomes, policies and switches gives the same decisions again (ops/replay.py).
+A person who commands directly (override) passes steps 2 and 5 for forbids only:
+                                         -> deny   override_not_permitted, paused,
+                                                   forbidden_by_policy, policy_error
+                                         -> allow  override
+
+(7, arbitration, comes later.) `now` is event time: the subject's highest accepted event time, this
+proposal's included; people have wall time, which comes in with what is read (`Place`). Nothing here
+reads a clock or makes a random number, so a log of proposals, outcomes, answers, policies and
+switches gives the same decisions again (ops/replay.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
-from contracts.command import Command
+from contracts.approval import Answer, Override
 from contracts.data import Scalar
-from contracts.dead_letter import Cause
-from contracts.decision import Decision, Reason
+from contracts.decision import Reason
 from contracts.domain import DomainContract, columns
-from contracts.envelope import MAX_HOPS, derive_id, format_time_ms, parse_time_ms, schema_urn
-from contracts.errors import BadInput
-from contracts.outcome import Outcome
-from contracts.policy import Limit
+from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.proposal import Proposal
-from udfs.policy.policy_set import Judgement, PolicySet, Scope
-from udfs.serde import write_event
+from udfs.policy.approval import Hold, Requirement
+from udfs.policy.limits import over_limit
+from udfs.policy.policy_set import PolicySet, Scope
+from udfs.policy.reading import Incoming, Reader, Word
+from udfs.policy.subject import SubjectState
+from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer
 
-STAGE = "govern"
 HOUR_MS = 3_600_000
 # What CEL sees as allowed_1h and allowed_24h, and the least that is remembered for them.
 DAY_MS = 24 * HOUR_MS
-
-
 # Chains remembered per subject, to see one come round again.
 MAX_CHAINS = 32
-# One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
-Allowed = int | list[Any]
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A proposal as read from its topic, envelope and data, checked against the contract."""
-
-    id: str
-    subject: str
-    event_ms: int
-    features_ms: int
-    expiry_ms: int | None
-    correlation_id: str
-    hops: int
-    traceparent: str | None
-    data: Proposal
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Reported:
-    """An outcome as `govern` uses it."""
-
-    subject: str
-    command_id: str
-    has_failed: bool
-    event_ms: int
-    cost: float | None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the log `govern` stands when it decides; recorded with the decision."""
-
-    partition: int = 0
-    offset: int = 0
-    policies_offset: int = -1
-
-
-@dataclass
-class SubjectState:
-    """What `govern` keeps per subject. Times are event time in ms.
-
-    clock_ms: the highest accepted event time.
-    allowed: action -> what was allowed, in the order of time: ms, or, while a limit counts by more
-        than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
-        kept as long as the longest limit looks back, at least a day.
-    in_flight: command id -> [action, lapses_ms, cooldown_ms], until its outcome or its lapse.
-    cooling_ms: action -> until when it waits after a failure.
-    chains: the last ones, [ms, correlation id, agent, action, hops] of what was commanded.
-    decisions, head: how many were made, and the SHA-256 of the last one's bytes.
-    outcomes_offset: the last outcome applied.
-    """
-
-    clock_ms: int = 0
-    allowed: dict[str, list[Allowed]] = field(default_factory=dict)
-    in_flight: dict[str, list[Any]] = field(default_factory=dict)
-    cooling_ms: dict[str, int] = field(default_factory=dict)
-    chains: list[list[Any]] = field(default_factory=list)
-    decisions: int = 0
-    head: str | None = None
-    outcomes_offset: int = -1
-
-    def to_json(self) -> str:
-        return orjson.dumps(
-            [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
-             self.decisions, self.head, self.outcomes_offset]
-        ).decode()  # fmt: skip
-
-    @classmethod
-    def from_json(cls, text: str | None) -> SubjectState:
-        return cls() if text is None else cls(*orjson.loads(text))
-
-    def count(self, action: str, within_ms: int) -> int:
-        """How many were allowed in the last `within_ms` of event time, the present included."""
-        allowed = self.allowed.get(action, ())
-        return len(allowed) - bisect_right(allowed, self.clock_ms - within_ms, key=_at)
-
-    def within(self, within_ms: int) -> list[tuple[str, Allowed]]:
-        """Everything allowed in the last `within_ms`, with its action."""
-        since = self.clock_ms - within_ms
-        return [
-            (action, entry)
-            for action, allowed in self.allowed.items()
-            for entry in allowed[bisect_right(allowed, since, key=_at) :]
-        ]
-
-    def remember(
-        self, action: str, event_ms: int, keep_ms: int, detail: Sequence[object] = ()
-    ) -> None:
-        allowed = self.allowed.setdefault(action, [])
-        place = bisect_right(allowed, event_ms, key=_at)
-        allowed.insert(place, [event_ms, *detail] if detail else event_ms)
-        del allowed[: bisect_right(allowed, self.clock_ms - keep_ms, key=_at)]
-
-    def flying(self) -> list[list[Any]]:
-        """The commands without outcome that have not lapsed; forgets the others."""
-        lapsed = [name for name, flight in self.in_flight.items() if flight[1] <= self.clock_ms]
-        for name in lapsed:
-            del self.in_flight[name]
-        return list(self.in_flight.values())
-
-    def report(self, reported: Reported, offset: int) -> None:
-        """Take an outcome in: its command is no longer in flight; a failure starts the cool-down.
-
-        A cost takes the place of what budgets had reserved. An outcome whose command is not known
-        (lapsed, or a repeat) changes nothing.
-        """
-        self.outcomes_offset = offset
-        flight = self.in_flight.pop(reported.command_id, None)
-        if flight is not None and reported.has_failed and flight[2]:
-            until = reported.event_ms + flight[2]
-            self.cooling_ms[flight[0]] = max(self.cooling_ms.get(flight[0], 0), until)
-        if reported.cost is None:
-            return
-        for allowed in self.allowed.values():
-            for entry in allowed:
-                if isinstance(entry, list) and entry[3] == reported.command_id:
-                    entry[4] = reported.cost
-
-
-def _at(entry: Allowed) -> int:
-    return entry if isinstance(entry, int) else int(entry[0])
-
-
-@dataclass(frozen=True)
-class Decided:
-    """One decision, and the command it allows."""
-
-    decision: bytes
-    command: bytes | None
-
-
-@dataclass(frozen=True)
-class _Ruling:
-    """What steps 2 to 6 say of one action, and all that is recorded of why."""
-
-    verdict: str
-    reason: Reason
-    told: str
-    action: str
-    parameters: Mapping[str, Scalar]
-    counters: dict[str, int | float] = field(default_factory=dict)
-    judgement: Judgement | None = None
-    candidate: dict[str, object] | None = None
-
-    @property
-    def matched(self) -> list[dict[str, object]]:
-        return _matches(self.judgement) if self.judgement else []
-
-
-def _matches(judgement: Judgement) -> list[dict[str, object]]:
-    return [
-        {"policy_id": policy_id, "version": version, "verdict": verdict}
-        for policy_id, version, verdict in judgement.matched
-    ]
+# An override's agent and situation, where a proposal has its own.
+PERSON = "person"
+OVERRIDE = "flyball.override"
+Approved = Collection[tuple[str, int]]
 
 
 class Governor:
-    """Decides for one domain under one policy set at a time."""
+    """Decides for one domain under one policy set at a time. `read`: what may be decided about."""
 
     def __init__(self, contract: DomainContract, *, max_hops: int) -> None:
         self._contract = contract
         self._max_hops = max_hops
-        domain = contract.name
-        self._source = f"/flyball/{domain}/{STAGE}"
-        self._decision_schema = schema_urn(domain, Decision.event_type)
-        self._command_schema = schema_urn(domain, Command.event_type)
+        self.read = Reader(contract)
+        self._write = Writer(contract.name)
         self._features = {
             kind: {name: f"feature_{name}" for name in columns(situation) if name != "event_time"}
             for kind, situation in contract.situations.items()
-        }
+        } | {OVERRIDE: {}}
         self._parameters = {
             name: {field: f"parameter_{field}" for field in columns(action)}
             for name, action in contract.actions.items()
         }
-
-    def read(self, key: bytes | None, value: bytes | None) -> Incoming:
-        """The proposal in a record; raises BadInput with a dead-letter cause.
-
-        Only actions, situations and parameters of the contract pass: whatever an agent says, it
-        cannot name anything else.
-        """
-        if not value:
-            raise BadInput(Cause.EMPTY, "expected a proposal, came an empty record")
-        try:
-            event = orjson.loads(value)
-            if event["type"] != Proposal.event_type:
-                raise BadInput(
-                    Cause.UNKNOWN_TYPE, f"expected {Proposal.event_type!r}, came {event['type']!r}"
-                )
-            data = Proposal.model_validate(event["data"])
-            action = self._contract.actions.get(data.action)
-            if action is None or data.situation_type not in self._features:
-                raise BadInput(
-                    Cause.DATA_INVALID,
-                    f"no action {data.action!r} or situation {data.situation_type!r} in the contract",
-                )
-            action.model_validate(data.parameters)
-            expiry = event.get("expirytime")
-            subject, hops = event["subject"], event["hops"]
-            if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
-                raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
-            if key is None or key != subject.encode():
-                raise BadInput(
-                    Cause.KEY_MISMATCH, f"expected the key to be the subject {subject!r}"
-                )
-            return Incoming(
-                id=str(event["id"]),
-                subject=subject,
-                event_ms=parse_time_ms(data.event_time),
-                features_ms=parse_time_ms(data.features_at),
-                expiry_ms=None if expiry is None else parse_time_ms(expiry),
-                correlation_id=str(event.get("correlationid") or event["id"]),
-                hops=hops,
-                traceparent=event.get("traceparent"),
-                data=data,
-                sha256=hashlib.sha256(value).hexdigest(),
-            )
-        except orjson.JSONDecodeError as error:
-            raise BadInput(Cause.NOT_JSON, f"expected a proposal as JSON: {error}") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise BadInput(Cause.DATA_INVALID, f"data.{place}: {first['msg']}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInput(
-                Cause.ENVELOPE_INVALID, f"expected a proposal: {type(error).__name__} {error}"
-            ) from None
-
-    def read_outcome(self, key: bytes | None, value: bytes | None) -> Reported | None:
-        """The outcome in a record; None for what is none (`context` keeps those as dead letters)."""
-        try:
-            event = orjson.loads(value or b"")
-            if event["type"] != Outcome.event_type or key != event["subject"].encode():
-                return None
-            data = Outcome.model_validate(event["data"])
-            return Reported(
-                subject=event["subject"],
-                command_id=data.command_id,
-                has_failed=data.status == "failed",
-                event_ms=parse_time_ms(data.event_time),
-                cost=data.cost,
-            )
-        except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError):
-            return None
 
     def decide(
         self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place = Place()
@@ -316,61 +97,313 @@ class Governor:
         """Steps 2 to 9 for a proposal not seen before; updates `state`."""
         state.clock_ms = max(state.clock_ms, proposal.event_ms)
         ruling = self._stale_or_ruled(state, proposal, policies)
-        decision_id = derive_id(proposal.id, STAGE, "decision")
+        return self._conclude(
+            state, proposal, policies, place, ruling, decision_id=derive_id(proposal.id, STAGE, "decision"),
+            cause_id=proposal.id, proposed_at=(place.partition, place.offset),
+        )  # fmt: skip
+
+    def _conclude(
+        self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place, ruling: Ruling,
+        *, decision_id: str, cause_id: str, proposed_at: tuple[int, int], instead_of: str | None = None,
+    ) -> Decided:  # fmt: skip
+        """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id = None
         if ruling.verdict == "allow":
             if self._contract.actions[ruling.action].is_commanded:
                 command_id = derive_id(decision_id, STAGE, "command")
             self._remember(state, proposal, policies, ruling, command_id)
-        state.decisions += 1
-        decision = self._decision(state, proposal, policies, decision_id, ruling, command_id, place)
-        state.head = hashlib.sha256(decision).hexdigest()
+        elif ruling.verdict == "hold":
+            hold = self._hold(proposal, ruling, decision_id, place, proposed_at, instead_of)
+            state.holds[decision_id] = hold
+            ruling = replace(ruling, approval=hold.told())
+        decision = self._write.decision(
+            state, proposal, ruling, decision_id=decision_id, cause_id=cause_id, command_id=command_id,
+            policy_set_digest=policies.digest, place=place, proposed_at=proposed_at,
+        )  # fmt: skip
         if command_id is None:
-            return Decided(decision, None)
-        return Decided(decision, self._command(proposal, decision_id, command_id, ruling))
+            return Decided(decision)
+        return Decided(
+            decision, self._write.command(proposal, ruling, decision_id=decision_id, command_id=command_id)
+        )
+
+    def _hold(
+        self, proposal: Incoming, ruling: Ruling, approval_id: str, place: Place,
+        proposed_at: tuple[int, int], instead_of: str | None,
+    ) -> Hold:  # fmt: skip
+        assert ruling.judgement is not None  # only policies hold
+        values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        return Hold(
+            approval_id, proposal.to_dict(), None if ruling.replaced is None else dict(ruling.replaced),
+            [
+                Requirement.ask(policy_id, version, terms, values, place.wall_ms)
+                for policy_id, version, terms in ruling.judgement.asks
+            ],
+            place.wall_ms, *proposed_at, instead_of,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------ step 8: people
+
+    def hear(self, state: SubjectState, word: Word, policies: PolicySet, place: Place) -> list[Decided]:
+        """What a person's answer or override leads to, after the deadlines that passed before it."""
+        done = self.pass_deadlines(state, policies, place)
+        if isinstance(word.data, Override):
+            return [*done, self._override(state, word, word.data, policies, place)]
+        answer = word.data
+        hold = state.holds.get(answer.approval_id)
+        if hold is None:
+            ended = state.closed.get(answer.approval_id)
+            why = f"{answer.approval_id} {ended}" if ended else f"no action {answer.approval_id} is held here"
+            return [*done, self._note_refused(state, word, answer, None, why, place)]
+        if (refused := hold.refuses(word)) is not None:
+            return [*done, self._note_refused(state, word, answer, hold, refused, place)]
+        match answer.answer:
+            case "edit":
+                return [*done, *self._edit(state, hold, word, answer, policies, place)]
+            case "refuse":
+                hold.count(word)
+                told = f"{answer.person} refused it" + (f": {answer.reason}" if answer.reason else "")
+                return [*done, self._end(state, hold, Reason.REFUSED, told, policies, place, word.id)]
+        hold.count(word)
+        if hold.is_met():
+            return [*done, self._release(state, hold, policies, place, word.id)]
+        missing = "; ".join(
+            f"{each.approvers - len(each.approved_by)} more of {', '.join(each.roles)}"
+            for each in hold.requires
+            if not each.is_met()
+        )
+        told = f"{answer.person} approved it; it waits for {missing}"
+        return [*done, self._note(state, hold, "counted", told, place, word.id, hold.answers[-1])]
+
+    def pass_deadlines(self, state: SubjectState, policies: PolicySet, place: Place) -> list[Decided]:
+        """Holds whose deadline `place.wall_ms` has reached: others are asked, or it expires to deny."""
+        done = []
+        due = [hold for hold in state.holds.values() if hold.deadline_ms() <= place.wall_ms]
+        for hold in sorted(due, key=lambda hold: (hold.deadline_ms(), hold.approval_id)):
+            for each in hold.requires:
+                if each.is_met() or each.deadline_ms > place.wall_ms:
+                    continue
+                before = ", ".join(each.roles)
+                if not each.escalate(place.wall_ms):
+                    told = f"{before} did not approve it in time, and nobody else is to be asked"
+                    done.append(
+                        self._end(state, hold, Reason.EXPIRED, told, policies, place, hold.approval_id)
+                    )
+                    break
+                told = f"{before} did not approve it in time; {', '.join(each.roles)} are asked now"
+                done.append(self._note(state, hold, "escalated", told, place, hold.approval_id, None))
+        return done
+
+    def _release(
+        self, state: SubjectState, hold: Hold, policies: PolicySet, place: Place, cause_id: str
+    ) -> Decided:
+        """Enough people approved: steps 2 to 6 again, as everything is now."""
+        proposal = hold.incoming()
+        ruling = self._stale_or_ruled(state, proposal, policies, hold.policies())
+        names = ", ".join(str(each["person"]) for each in hold.answers)
+        if ruling.verdict == "hold" and ruling.reason is not Reason.POLICY_ERROR:
+            # Other policies ask now, or other versions: what people said was not said to these.
+            told = f"approved by {names}, under policies that have changed since; {ruling.told}"
+            state.close(hold.approval_id, "was asked anew: policies have changed")
+            return self._conclude(
+                state, proposal, policies, place, replace(ruling, told=told, replaced=hold.replaced),
+                decision_id=derive_id(hold.approval_id, STAGE, "asked-anew"), cause_id=cause_id,
+                proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
+            )  # fmt: skip
+        if ruling.verdict == "allow" and ruling.reason is Reason.ALLOWED:
+            ruling = replace(ruling, reason=Reason.APPROVED, told=f"approved by {names}; {ruling.told}")
+        else:
+            ruling = replace(ruling, verdict="allow" if ruling.verdict == "allow" else "deny",
+                             told=f"approved by {names}, but: {ruling.told}")  # fmt: skip
+        return self._ended(state, hold, ruling, policies, place, cause_id)
+
+    def _edit(
+        self, state: SubjectState, hold: Hold, word: Word, answer: Answer, policies: PolicySet, place: Place
+    ) -> list[Decided]:
+        """The action with some parameters changed: the hold ends, the new action is decided anew."""
+        proposal = hold.incoming()
+        before = proposal.data.parameters
+        parameters = {**before, **answer.parameters}
+        try:
+            self._contract.actions[proposal.data.action].model_validate(parameters)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place_of = ".".join(str(part) for part in first["loc"])
+            why = f"parameters.{place_of}: {first['msg']}"
+            return [self._note_refused(state, word, answer, hold, why, place)]
+        hold.count(word)
+        new_id = derive_id(hold.approval_id, STAGE, "edited")
+        changes = ", ".join(
+            f"{name} {before.get(name)!r} -> {value!r}" for name, value in answer.parameters.items()
+        )
+        told = f"{answer.person} changed {changes}; decided anew as {new_id}"
+        ended = self._end(state, hold, Reason.EDITED, told, policies, place, word.id)
+        edited = replace(proposal, data=proposal.data.model_copy(update={"parameters": parameters}))
+        ruling = self._stale_or_ruled(state, edited, policies)
+        first_proposed = (hold.replaced or {"parameters": before})["parameters"]
+        ruling = replace(
+            ruling, told=f"changed by {answer.person}; {ruling.told}",
+            replaced=ruling.replaced
+            or {"action": proposal.data.action, "parameters": first_proposed, "by": answer.person},
+        )  # fmt: skip
+        anew = self._conclude(
+            state, edited, policies, place, ruling, decision_id=new_id, cause_id=word.id,
+            proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
+        )  # fmt: skip
+        return [ended, anew]
+
+    def _override(
+        self, state: SubjectState, word: Word, override: Override, policies: PolicySet, place: Place
+    ) -> Decided:
+        """A person's own command: obeys pauses and forbids unless the glass is broken; counted by limits."""
+        event_ms = state.clock_ms or parse_time_ms(override.signed_at)
+        state.clock_ms = event_ms
+        proposal = Incoming(
+            id=override_id(word), subject=word.subject, event_ms=event_ms, features_ms=event_ms,
+            expiry_ms=None, correlation_id=word.correlation_id, hops=0, traceparent=None,
+            data=Proposal(
+                event_time=format_time_ms(event_ms), agent=PERSON, agent_version=1, action=override.action,
+                parameters=override.parameters, confidence=1.0, reason=override.reason,
+                situation_type=OVERRIDE, features={}, features_at=format_time_ms(event_ms),
+            ),
+            sha256=word.signed_sha256,
+        )  # fmt: skip
+        counters = self._counters(state, proposal, override.action)
+        variables = self._variables(proposal, override.action, override.parameters, 0.0, counters)
+        judgement = self._scope(state, proposal, policies, override.action).judge(variables)
+        against = [f"{pid}@{version}" for pid, version, verdict in judgement.matched if verdict == "deny"]
+        against += [f"{error.policy_id}@{error.version} (error)" for error in judgement.errors]
+        if is_paused := policies.is_paused(PERSON, override.action, word.subject):
+            against.append("pause")
+        rights = word.person.may if word.person.is_active else ()
+        breaks = override.break_glass and "break_glass" in rights
+        told = f"{override.person} commands it: {override.reason}"
+        if not {"override", *(["break_glass"] if override.break_glass else [])}.issubset(rights):
+            reason = Reason.NOT_PERMITTED
+            wanted = "override and break_glass" if override.break_glass else "override"
+            told = f"expected a person who may {wanted}, {override.person} may {sorted(rights) or 'neither'}"
+        elif not against or breaks:
+            reason = Reason.OVERRIDE
+        elif is_paused:
+            reason, told = Reason.PAUSED, "paused: domain, action or subject; to go on, break the glass"
+        else:
+            reason = judgement.reason if judgement.reason is Reason.FORBIDDEN else Reason.POLICY_ERROR
+            told = f"{judgement.explanation}; to go on, break the glass"
+        ruling = Ruling(
+            "allow" if reason is Reason.OVERRIDE else "deny", reason, told, override.action,
+            override.parameters, counters, judgement,
+            override={
+                "person": override.person, "reason": override.reason, "break_glass": override.break_glass,
+                "against": against,
+            },
+        )  # fmt: skip
+        return self._conclude(
+            state, proposal, policies, place, ruling, decision_id=derive_id(proposal.id, STAGE, "decision"),
+            cause_id=word.id, proposed_at=(place.partition, place.offset),
+        )  # fmt: skip
+
+    def _end(
+        self, state: SubjectState, hold: Hold, reason: Reason, told: str, policies: PolicySet, place: Place,
+        cause_id: str,
+    ) -> Decided:  # fmt: skip
+        """A hold that ends without its action."""
+        data = hold.incoming().data
+        ruling = Ruling("deny", reason, told, data.action, data.parameters)
+        return self._ended(state, hold, ruling, policies, place, cause_id)
+
+    def _ended(
+        self,
+        state: SubjectState,
+        hold: Hold,
+        ruling: Ruling,
+        policies: PolicySet,
+        place: Place,
+        cause_id: str,
+    ) -> Decided:
+        state.close(hold.approval_id, f"ended already: {ruling.reason.value}")
+        ruling = replace(ruling, approval=hold.told(), replaced=ruling.replaced or hold.replaced)
+        return self._conclude(
+            state, hold.incoming(), policies, place, ruling,
+            decision_id=derive_id(hold.approval_id, STAGE, "ended"), cause_id=cause_id,
+            proposed_at=(hold.partition, hold.offset),
+        )  # fmt: skip
+
+    def _note(
+        self, state: SubjectState, hold: Hold, what: str, told: str, place: Place, cause_id: str,
+        answer: Mapping[str, object] | None,
+    ) -> Decided:  # fmt: skip
+        proposal = hold.incoming()
+        return Decided(
+            self._write.note(
+                state, event_id=derive_id(f"{hold.approval_id}/{cause_id}", STAGE, what, state.decisions),
+                subject=proposal.subject, event_ms=state.clock_ms, correlation_id=proposal.correlation_id,
+                cause_id=cause_id, approval_id=hold.approval_id, what=what, told=told, answer=answer,
+                requires=[each.told() for each in hold.requires], place=place,
+                proposed_at=(hold.partition, hold.offset), sha256=proposal.sha256,
+            )
+        )  # fmt: skip
+
+    def _note_refused(
+        self, state: SubjectState, word: Word, answer: Answer, hold: Hold | None, why: str, place: Place
+    ) -> Decided:
+        said = {
+            "person": answer.person, "answer": answer.answer, "answer_id": word.id,
+            "signed_at": answer.signed_at, "reason": answer.reason,
+        }  # fmt: skip
+        if hold is not None:
+            return self._note(state, hold, "refused", why, place, word.id, said)
+        return Decided(
+            self._write.note(
+                state, event_id=derive_id(f"{answer.approval_id}/{word.id}", STAGE, "refused", state.decisions),
+                subject=word.subject, event_ms=state.clock_ms or parse_time_ms(answer.signed_at),
+                correlation_id=word.correlation_id, cause_id=word.id, approval_id=answer.approval_id,
+                what="refused", told=why, answer=said, requires=[], place=place,
+                proposed_at=(place.partition, place.offset), sha256=word.signed_sha256,
+            )
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------- steps 2 to 6
 
     def _stale_or_ruled(
-        self, state: SubjectState, proposal: Incoming, policies: PolicySet
-    ) -> _Ruling:
+        self, state: SubjectState, proposal: Incoming, policies: PolicySet, approved: Approved = ()
+    ) -> Ruling:
         """Steps 2 to 6, with a policy's fallback in the place of a stale proposal's action."""
         data = proposal.data
         if policies.is_paused(data.agent, data.action, proposal.subject):
-            return _Ruling(
+            return Ruling(
                 "deny", Reason.PAUSED, "paused: domain, agent, action or subject", data.action, data.parameters,
                 self._counters(state, proposal, data.action),
             )  # fmt: skip
         scope = self._scope(state, proposal, policies, data.action)
         stale = self._stale(state, proposal, scope)
         if stale is None:
-            return self._rule(state, proposal, policies, scope, data.action, data.parameters)
+            return self._rule(state, proposal, scope, data.action, data.parameters, approved)
         reason, told = stale
         counters = self._counters(state, proposal, data.action)
-        denied = _Ruling("deny", reason, told, data.action, data.parameters, counters)
+        denied = Ruling("deny", reason, told, data.action, data.parameters, counters)
         fallback = scope.fallback
         if fallback is None:
             return denied
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return replace(denied, told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
-            state, proposal, policies, self._scope(state, proposal, policies, fallback.action),
+            state, proposal, self._scope(state, proposal, policies, fallback.action),
             fallback.action, fallback.parameters,
         )  # fmt: skip
         if ruled.verdict == "allow":
-            return replace(ruled, reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}")
+            return replace(
+                ruled, reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}",
+                replaced={"action": data.action, "parameters": data.parameters, "by": ""},
+            )  # fmt: skip
         return replace(denied, told=f"{told}; the fallback {fallback.action} was denied: {ruled.told}")
 
-    def _scope(
-        self, state: SubjectState, proposal: Incoming, policies: PolicySet, action: str
-    ) -> Scope:
+    def _scope(self, state: SubjectState, proposal: Incoming, policies: PolicySet, action: str) -> Scope:
         return policies.scope(
             agent=proposal.data.agent, action=action, situation=proposal.data.situation_type,
             subject=proposal.subject, event_ms=state.clock_ms,
         )  # fmt: skip
 
     @staticmethod
-    def _stale(
-        state: SubjectState, proposal: Incoming, scope: Scope
-    ) -> tuple[Reason, str] | None:
+    def _stale(state: SubjectState, proposal: Incoming, scope: Scope) -> tuple[Reason, str] | None:
         if proposal.expiry_ms is not None and state.clock_ms > proposal.expiry_ms:
             late_s = (state.clock_ms - proposal.expiry_ms) / 1000
             return Reason.STALE_EXPIRED, f"expired {late_s:.1f} s of event time ago"
@@ -392,25 +425,25 @@ class Governor:
         self,
         state: SubjectState,
         proposal: Incoming,
-        policies: PolicySet,
         scope: Scope,
         action: str,
         parameters: Mapping[str, Scalar],
-    ) -> _Ruling:
+        approved: Approved = (),
+    ) -> Ruling:
         """Steps 4 to 6 for one action."""
         counters = self._counters(state, proposal, action)
         if looped := self._looped(state, proposal, action):
-            return _Ruling("deny", *looped, action, parameters, counters)
+            return Ruling("deny", *looped, action, parameters, counters)
         age_s = (state.clock_ms - proposal.features_ms) / 1000
         variables = self._variables(proposal, action, parameters, age_s, counters)
 
-        def ruled(scope: Scope, counters: dict[str, int | float]) -> _Ruling:
-            judgement = scope.judge(variables)
-            over = self._over_limit(state, proposal.data.agent, action, variables, judgement, counters)
+        def ruled(scope: Scope, counters: dict[str, int | float]) -> Ruling:
+            judgement = scope.judge(variables, approved=approved)
+            over = over_limit(state, proposal.data.agent, action, variables, judgement, counters)
             verdict, reason, told = over or (
                 judgement.verdict, judgement.reason, judgement.explanation,
             )  # fmt: skip
-            return _Ruling(verdict, reason, told, action, parameters, counters, judgement)
+            return Ruling(verdict, reason, told, action, parameters, counters, judgement)
 
         real = ruled(scope, counters)
         if scope.candidate is None:
@@ -421,9 +454,7 @@ class Governor:
         }  # fmt: skip
         return replace(real, candidate=told)
 
-    def _looped(
-        self, state: SubjectState, proposal: Incoming, action: str
-    ) -> tuple[Reason, str] | None:
+    def _looped(self, state: SubjectState, proposal: Incoming, action: str) -> tuple[Reason, str] | None:
         """Step 4: the loop guard."""
         if proposal.hops > self._max_hops:
             told = f"{proposal.hops} times round the loop, at most {self._max_hops}"
@@ -443,67 +474,17 @@ class Governor:
             return Reason.COOLING_DOWN, f"{action} failed; it waits for another {left_s:.1f} s of event time"
         return None
 
-    @staticmethod
-    def _over_limit(
-        state: SubjectState,
-        agent: str,
-        action: str,
-        variables: Mapping[str, object],
-        judgement: Judgement,
-        counters: dict[str, int | float],
-    ) -> tuple[str, Reason, str] | None:
-        """Step 6: the first limit that is used up; writes what was counted into `counters`."""
-        if judgement.verdict != "allow":
-            return None
-        for policy_id, limit in judgement.limits:
-            if limit.max_in_flight is not None:
-                flying = [flight for flight in state.flying() if "action" not in limit.per or flight[0] == action]
-                counters["in_flight"] = len(flying)
-                if len(flying) >= limit.max_in_flight:
-                    told = f"{len(flying)} without outcome, {policy_id} lets at most {limit.max_in_flight}"
-                    return "deny", Reason.IN_FLIGHT_LIMIT, told
-                continue
-            within_s = limit.within_s or 0
-            if limit.max_count is not None and limit.per == ("subject", "action"):
-                count = state.count(action, within_s * 1000)
-            else:
-                same = _alike(state, limit, agent, action, variables, within_s * 1000)
-                count = len(same)
-                if limit.max_total is not None and limit.amount is not None:
-                    spent = sum(_spent(entry, limit.amount) for entry in same)
-                    asked = variables.get(limit.amount)
-                    counters[f"{limit.amount}_within_{within_s}s"] = spent
-                    if not isinstance(asked, (int, float)) or isinstance(asked, bool) or asked < 0:
-                        told = f"{policy_id} budgets {limit.amount}, which this proposal does not name"
-                        return "deny", Reason.BUDGET_LIMIT, told
-                    if spent + asked > limit.max_total:
-                        told = (
-                            f"{spent:g} of {limit.amount} allowed within {within_s} s, {asked:g} more is over"
-                            f" the {limit.max_total:g} of {policy_id}"
-                        )
-                        return "deny", Reason.BUDGET_LIMIT, told
-                    continue
-            counters[f"allowed_within_{within_s}s"] = count
-            if limit.max_count is not None and count >= limit.max_count:
-                what = " and ".join(n for n in limit.per if n not in ("subject", "action"))
-                told = (
-                    f"{count} {action} allowed within {within_s} s for this subject"
-                    f"{f' and {what}' if what else ''}, {policy_id} lets at most {limit.max_count}"
-                )
-                return "deny", Reason.RATE_LIMIT, told
-        return None
-
     def _remember(
         self,
         state: SubjectState,
         proposal: Incoming,
         policies: PolicySet,
-        ruling: _Ruling,
+        ruling: Ruling,
         command_id: str | None,
     ) -> None:
         """What was allowed, for later limits and the loop guard."""
         judgement, action = ruling.judgement, ruling.action
-        assert judgement is not None  # allowed by policies
+        assert judgement is not None  # policies were asked
         age_s = (state.clock_ms - proposal.features_ms) / 1000
         detail: tuple[object, ...] = ()
         if policies.counts_in_detail:
@@ -523,9 +504,7 @@ class Governor:
         since = state.clock_ms - keep_ms
         state.chains = [chain for chain in state.chains if chain[0] > since][-MAX_CHAINS:]
 
-    def recorded_variables(
-        self, proposal: Incoming, decision: Mapping[str, Any]
-    ) -> dict[str, object]:
+    def recorded_variables(self, proposal: Incoming, decision: Mapping[str, Any]) -> dict[str, object]:
         """What the policies saw when a recorded decision was made about its proposal."""
         clock_ms = parse_time_ms(decision["decided_at_event_time"])
         return self._variables(
@@ -562,129 +541,7 @@ class Governor:
                 variables[variable] = value
         return variables
 
-    def _decision(
-        self,
-        state: SubjectState,
-        proposal: Incoming,
-        policies: PolicySet,
-        decision_id: str,
-        ruling: _Ruling,
-        command_id: str | None,
-        place: Place,
-    ) -> bytes:
-        data = proposal.data
-        obligations = ruling.judgement.obligations if ruling.judgement else {}
-        return write_event(
-            event_id=decision_id,
-            source=self._source,
-            event_type=Decision.event_type,
-            subject=proposal.subject,
-            time_ms=proposal.event_ms,
-            dataschema=self._decision_schema,
-            correlation_id=proposal.correlation_id,
-            causation_id=proposal.id,
-            hops=proposal.hops,
-            traceparent=proposal.traceparent,
-            data={
-                "event_time": data.event_time,
-                "decided_at_event_time": format_time_ms(state.clock_ms),
-                "verdict": ruling.verdict,
-                "reason": ruling.reason.value,
-                "explanation": ruling.told,
-                "proposal_id": proposal.id,
-                "agent": data.agent,
-                "agent_version": data.agent_version,
-                "action": ruling.action,
-                "parameters": ruling.parameters,
-                "proposed": None
-                if ruling.reason is not Reason.STALE_FALLBACK
-                else {"action": data.action, "parameters": data.parameters},
-                "proposal_reason": data.reason,
-                "expires_at": None
-                if proposal.expiry_ms is None
-                else format_time_ms(proposal.expiry_ms),
-                "confidence": data.confidence,
-                "situation_type": data.situation_type,
-                "features": data.features,
-                "features_at": data.features_at,
-                "model": None if data.model is None else data.model.__dict__,
-                "policy_set_digest": policies.digest,
-                "policies": ruling.matched,
-                "counters": ruling.counters,
-                "obligations": obligations if ruling.verdict == "allow" else {},
-                "candidate": ruling.candidate,
-                "command_id": command_id,
-                "inputs": {
-                    "proposal_partition": place.partition,
-                    "proposal_offset": place.offset,
-                    "proposal_sha256": proposal.sha256,
-                    "outcomes_offset": state.outcomes_offset,
-                    "policies_offset": place.policies_offset,
-                },
-                "entry": {"number": state.decisions, "previous": state.head},
-            },
-        )
 
-    def _command(
-        self, proposal: Incoming, decision_id: str, command_id: str, ruling: _Ruling
-    ) -> bytes:
-        data = proposal.data
-        # What is done instead of something that expired has no expiry of its own.
-        is_fallback = ruling.reason is Reason.STALE_FALLBACK
-        expires = proposal.expiry_ms is not None and not is_fallback
-        return write_event(
-            event_id=command_id,
-            source=self._source,
-            event_type=Command.event_type,
-            subject=proposal.subject,
-            time_ms=proposal.event_ms,
-            dataschema=self._command_schema,
-            correlation_id=proposal.correlation_id,
-            causation_id=decision_id,
-            hops=proposal.hops,
-            traceparent=proposal.traceparent,
-            expiry=format_time_ms(proposal.expiry_ms or 0) if expires else None,
-            data={
-                "event_time": data.event_time,
-                "command_id": command_id,
-                "action": ruling.action,
-                "parameters": ruling.parameters,
-                "agent": data.agent,
-                "decision_id": decision_id,
-                "proposal_id": proposal.id,
-                "reason": ruling.told if is_fallback else data.reason or ruling.told,
-                "obligations": ruling.judgement.obligations if ruling.judgement else {},
-            },
-        )
-
-
-def _alike(
-    state: SubjectState, limit: Limit, agent: str, action: str, variables: Mapping[str, object],
-    within_ms: int,
-) -> list[Allowed]:  # fmt: skip
-    """What was allowed within `within_ms` and is alike in everything the limit is per.
-
-    Of what was allowed before any limit asked for more than subject and action, only these are
-    known: it counts.
-    """
-    fields = [name for name in limit.per if name not in ("subject", "action", "agent")]
-
-    def is_alike(entry: Allowed) -> bool:
-        return isinstance(entry, int) or (
-            ("agent" not in limit.per or entry[1] == agent)
-            and all(entry[2].get(name) == variables.get(name) for name in fields)
-        )
-
-    return [
-        entry
-        for what, entry in state.within(within_ms)
-        if ("action" not in limit.per or what == action) and is_alike(entry)
-    ]
-
-
-def _spent(entry: Allowed, amount: str) -> float:
-    """What an allowed proposal took of a budget: what its outcome told, else what was reserved."""
-    if isinstance(entry, int):
-        return 0.0
-    _, _, values, _, cost = entry
-    return float(values.get(amount) or 0) if cost is None else float(cost)
+def override_id(word: Word) -> str:
+    """What stands in a proposal's place: of what was signed, so that a copy is the same override."""
+    return derive_id(word.signed_sha256, STAGE, OVERRIDE)

@@ -1,10 +1,11 @@
-"""Every policy version and switch, as the events of the policies topic left them."""
+"""Every policy version, switch and person, as the events of the policies topic left them."""
 
 from __future__ import annotations
 
 import orjson
 from pydantic import ValidationError
 
+from contracts.approval import Person
 from contracts.dead_letter import Cause
 from contracts.errors import BadInput, PolicyRefused
 from contracts.policy import Policy, PolicySwitch
@@ -12,42 +13,50 @@ from udfs.policy.policy_set import PolicySet
 
 
 class PolicyBook:
-    """Every policy version and switch there is, by the last event that named it."""
+    """Every policy version, switch and person there is, by the last event that named it."""
 
-    def __init__(self, policies: dict[str, Policy], switches: dict[str, PolicySwitch]) -> None:
-        self._policies = policies
-        self._switches = switches
+    def __init__(self) -> None:
+        self._policies: dict[str, Policy] = {}
+        self._switches: dict[str, PolicySwitch] = {}
+        self._people: dict[str, Person] = {}
 
     @classmethod
     def from_json(cls, text: str | None) -> PolicyBook:
-        raw = {"policies": {}, "switches": {}} if text is None else orjson.loads(text)
-        return cls(
-            {k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()},
-            {k: PolicySwitch.model_validate(v) for k, v in raw["switches"].items()},
-        )
+        book = cls()
+        if text is not None:
+            raw = orjson.loads(text)
+            book._policies = {
+                k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()
+            }
+            book._switches = {k: PolicySwitch.model_validate(v) for k, v in raw["switches"].items()}
+            book._people = {k: Person.model_validate_json(orjson.dumps(v)) for k, v in raw["people"].items()}
+        return book
 
     def to_json(self) -> str:
         return orjson.dumps(
             {
                 "policies": {k: v.model_dump(mode="json") for k, v in self._policies.items()},
                 "switches": {k: v.model_dump(mode="json") for k, v in self._switches.items()},
+                "people": {k: v.model_dump(mode="json") for k, v in self._people.items()},
             }
         ).decode()
 
     def compile(self) -> PolicySet:
-        return PolicySet.compile(self._policies.values(), self._switches.values())
+        return PolicySet.compile(self._policies.values(), self._switches.values(), self._people.values())
 
     def take(self, text: bytes | None, variables: dict[str, str]) -> None:
         """Enter one event of the policies topic. Raises BadInput and changes nothing if it is bad."""
-        taken = read_policy_event(text, variables)
-        if isinstance(taken, PolicySwitch):
-            self._switches[f"{taken.agent or ''}/{taken.action or ''}/{taken.subject or ''}"] = taken
-        else:
-            self._policies[f"{taken.policy_id}@{taken.version}"] = taken
+        match read_policy_event(text, variables):
+            case PolicySwitch() as switch:
+                self._switches[f"{switch.agent or ''}/{switch.action or ''}/{switch.subject or ''}"] = switch
+            case Person() as person:
+                self._people[person.person] = person
+            case Policy() as policy:
+                self._policies[f"{policy.policy_id}@{policy.version}"] = policy
 
 
-def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy | PolicySwitch:
-    """The policy or switch in a record of the policies topic; raises BadInput with its cause.
+def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy | PolicySwitch | Person:
+    """The policy, switch or person in a record of the policies topic; raises BadInput with its cause.
 
     Publishing checks types and examples with both engines; here, on the operator's side, the shape,
     the declared variables' types and the Rust engine's own parse are checked again.
@@ -59,11 +68,11 @@ def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy |
         kind = event.get("type") if isinstance(event, dict) else None
         if kind == PolicySwitch.event_type:
             return PolicySwitch.model_validate_json(orjson.dumps(event["data"]))
+        if kind == Person.event_type:
+            return Person.model_validate_json(orjson.dumps(event["data"]))
         if kind != Policy.event_type:
-            raise BadInput(
-                Cause.UNKNOWN_TYPE,
-                f"expected {Policy.event_type!r} or {PolicySwitch.event_type!r}, came {kind!r}",
-            )
+            known = ", ".join(each.event_type for each in (Policy, PolicySwitch, Person))
+            raise BadInput(Cause.UNKNOWN_TYPE, f"expected one of {known}, came {str(kind)[:64]!r}")
         policy = Policy.model_validate_json(orjson.dumps(event["data"]))
         for name, declared in policy.variables.items():
             if variables.get(name) != declared:

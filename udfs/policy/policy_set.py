@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final, Self
@@ -16,11 +16,12 @@ from typing import Any, Final, Self
 import cel as rust
 import rfc8785
 
+from contracts.approval import Person
 from contracts.data import Scalar
-from contracts.decision import Reason, Verdict
+from contracts.decision import PolicyVerdict, Reason, Verdict
 from contracts.envelope import parse_time_ms
 from contracts.errors import PolicyProblem, PolicyRefused
-from contracts.policy import Fallback, Limit, Policy, PolicySwitch
+from contracts.policy import DEFAULT_APPROVAL, Approval, Fallback, Limit, Policy, PolicySwitch
 from udfs.policy.cel import Condition, Evaluation, bind, outcome
 
 _ALWAYS: Final = -(2**63)
@@ -40,9 +41,10 @@ class PolicyError:
 class Judgement:
     """What the policies say of one proposal, before its limits are counted.
 
-    `matched` are the policies whose condition was true, by policy id. The rest comes from the
-    matching allow policies and is empty unless the verdict is allow: `limits`, each with its policy
-    id; the longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them.
+    `matched` are the policies whose condition was true, by policy id. `asks`: for a hold, which
+    policy asks whom to approve. The rest comes from the matching allow policies (and those people
+    approved) and is empty unless the verdict is allow: `limits`, each with its policy id; the
+    longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them.
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -50,8 +52,9 @@ class Judgement:
     verdict: Verdict
     reason: Reason
     explanation: str
-    matched: tuple[tuple[str, int, Verdict], ...] = ()
+    matched: tuple[tuple[str, int, PolicyVerdict], ...] = ()
     errors: tuple[PolicyError, ...] = ()
+    asks: tuple[tuple[str, int, Approval], ...] = ()
     limits: tuple[tuple[str, Limit], ...] = ()
     outcome_within_s: int = 0
     cooldown_s: int = 0
@@ -65,7 +68,7 @@ class _Entry:
     condition: Condition
     effective_ms: int
     reads: frozenset[str]
-    match: tuple[str, int, Verdict]
+    match: tuple[str, int, PolicyVerdict]
 
     @classmethod
     def compile(cls, policy: Policy) -> Self:
@@ -117,8 +120,13 @@ class Scope:
             (e.policy.fallback for e in entries if e.policy.fallback is not None), None
         )
 
-    def judge(self, variables: Mapping[str, object]) -> Judgement:
+    def judge(
+        self, variables: Mapping[str, object], *, approved: Collection[tuple[str, int]] = ()
+    ) -> Judgement:
         """What these policies say together. Never raises for bad variables.
+
+        "A hold" is a policy with verdict hold or require_approval. When every one that matches is in
+        `approved` (policy id and version), people said yes to it and it counts as an allow.
 
         | a deny matches | one has an error | a hold matches | an allow matches | verdict        |
         |----------------|------------------|----------------|------------------|----------------|
@@ -133,9 +141,11 @@ class Scope:
         forbid, so nothing is allowed; it holds, whatever its verdict. Row 3: asking beats going
         ahead. Row 4: somebody allowed it and nobody objected. Row 5: nobody allowed it.
         """
-        by_verdict: dict[Verdict, list[_Entry]] = {"deny": [], "hold": [], "allow": []}
+        by_verdict: dict[PolicyVerdict, list[_Entry]] = {
+            "deny": [], "hold": [], "require_approval": [], "allow": [],
+        }  # fmt: skip
         errors: list[PolicyError] = []
-        matched: list[tuple[str, int, Verdict]] = []
+        matched: list[tuple[str, int, PolicyVerdict]] = []
         if self._entries:
             read = self._reader(variables)
             for entry in self._entries:
@@ -148,9 +158,11 @@ class Scope:
                     message = evaluation.error or "no value"
                     errors.append(PolicyError(policy.policy_id, policy.version, message))
 
-        def say(verdict: Verdict, reason: Reason, why: str) -> Judgement:
+        def say(
+            verdict: Verdict, reason: Reason, why: str, asks: tuple[tuple[str, int, Approval], ...] = ()
+        ) -> Judgement:
             return Judgement(
-                verdict, reason, why, tuple(matched), tuple(errors), freshness_s=self.freshness_s
+                verdict, reason, why, tuple(matched), tuple(errors), asks, freshness_s=self.freshness_s
             )
 
         if denies := by_verdict["deny"]:
@@ -158,16 +170,23 @@ class Scope:
         if errors:
             first = errors[0]
             why = f"{first.policy_id}@{first.version} cannot be evaluated: {first.message}"
-            return say("hold", Reason.POLICY_ERROR, why)
-        if holds := by_verdict["hold"]:
-            return say("hold", Reason.HELD, _why(holds))
-        allows = [entry.policy for entry in by_verdict["allow"]]
+            asks = tuple((e.policy_id, e.version, DEFAULT_APPROVAL) for e in errors)
+            return say("hold", Reason.POLICY_ERROR, why, asks)
+        asking = by_verdict["require_approval"] + by_verdict["hold"]
+        if any((e.policy.policy_id, e.policy.version) not in approved for e in asking):
+            reason = Reason.APPROVAL_REQUIRED if by_verdict["require_approval"] else Reason.HELD
+            asks = tuple(
+                (e.policy.policy_id, e.policy.version, e.policy.approval or DEFAULT_APPROVAL) for e in asking
+            )
+            return say("hold", reason, _why(asking), asks)
+        allowing = by_verdict["allow"] + asking
+        allows = [entry.policy for entry in allowing]
         if not allows:
             return say("deny", Reason.NO_POLICY_MATCHED, "no policy allows it")
         return Judgement(
             "allow",
             Reason.ALLOWED,
-            _why(by_verdict["allow"]),
+            _why(allowing),
             tuple(matched),
             limits=tuple((p.policy_id, limit) for p in allows for limit in p.limits),
             outcome_within_s=max(p.outcome_within_s or 0 for p in allows),
@@ -224,14 +243,18 @@ def canary_covers(policy: Policy, subject: str) -> bool:
 
 
 class PolicySet:
-    """Active policies and switches, ready to judge. Pickles as its source and compiles on load.
+    """Active policies, switches and people, ready to judge. Pickles as its source, compiles on load.
 
     `digest` is the SHA-256 (hexadecimal) of the RFC 8785 canonical JSON of everything that can
     change what is decided or recorded: active, canary and shadow policies without examples and
-    description, and pauses. It does not depend on the order they came in.
+    description, pauses, and people with their roles and keys. It does not depend on the order they
+    came in. `people`: by name.
     """
 
-    def __init__(self, policies: Sequence[Policy], switches: Sequence[PolicySwitch]) -> None:
+    def __init__(
+        self, policies: Sequence[Policy], switches: Sequence[PolicySwitch], people: Sequence[Person] = ()
+    ) -> None:
+        self.people = {person.person: person for person in people}
         self._policies = tuple(policies)
         self._switches = tuple(switches)
         self._paused = frozenset((s.agent, s.action, s.subject) for s in switches)
@@ -257,8 +280,10 @@ class PolicySet:
         self.digest = hashlib.sha256(rfc8785.dumps(self._canonical())).hexdigest()
 
     @classmethod
-    def compile(cls, policies: Iterable[Policy], switches: Iterable[PolicySwitch] = ()) -> Self:
-        """The set made of `policies` (draft and retired ones left out) and `switches` (pauses only).
+    def compile(
+        cls, policies: Iterable[Policy], switches: Iterable[PolicySwitch] = (), people: Iterable[Person] = ()
+    ) -> Self:
+        """The set made of `policies` (draft and retired ones left out), `switches` (pauses only), `people`.
 
         Order does not matter. Where two switches name the same agent and action, the pause wins;
         pass the newest only. Raises PolicyRefused when a condition does not compile, or when two
@@ -273,11 +298,14 @@ class PolicySet:
                 expected = f"one policy {policy.policy_id}@{policy.version}"
                 raise PolicyRefused.of([PolicyProblem(expected, "two that differ")])
         pauses = {
-            (s.agent or "", s.action or "", s.subject or "", s.author, s.reason): s for s in switches if s.paused
+            (s.agent or "", s.action or "", s.subject or "", s.author, s.reason): s
+            for s in switches
+            if s.paused
         }
         return cls(
             [by_version[key] for key in sorted(by_version)],
             [pauses[k] for k in sorted(pauses)],
+            sorted(people, key=lambda person: person.person),
         )
 
     def to_source(self) -> str:
@@ -286,6 +314,7 @@ class PolicySet:
             {
                 "policies": [policy.model_dump(mode="json") for policy in self._policies],
                 "switches": [switch.model_dump(mode="json") for switch in self._switches],
+                "people": [person.model_dump(mode="json") for person in self.people.values()],
             },
             separators=(",", ":"),
         )
@@ -297,6 +326,7 @@ class PolicySet:
         return cls.compile(
             [Policy.model_validate_json(json.dumps(policy)) for policy in raw["policies"]],
             [PolicySwitch.model_validate_json(json.dumps(switch)) for switch in raw["switches"]],
+            [Person.model_validate_json(json.dumps(person)) for person in raw["people"]],
         )
 
     def __reduce__(self) -> tuple[Callable[[str], PolicySet], tuple[str]]:
@@ -307,18 +337,15 @@ class PolicySet:
         return {
             "policies": [p.model_dump(mode="json", exclude=spoken) for p in self._policies],
             "switches": [switch.model_dump(mode="json") for switch in self._switches],
+            "people": [person.model_dump(mode="json") for person in self.people.values()],
         }
 
     def is_paused(self, agent: str, action: str, subject: str = "") -> bool:
         """Whether a switch pauses the domain, the agent, the action, the subject, or some of them together."""
         paused = self._paused
-        return bool(paused) and not paused.isdisjoint(
-            product((None, agent), (None, action), (None, subject))
-        )
+        return bool(paused) and not paused.isdisjoint(product((None, agent), (None, action), (None, subject)))
 
-    def scope(
-        self, *, agent: str, action: str, situation: str, subject: str, event_ms: int
-    ) -> Scope:
+    def scope(self, *, agent: str, action: str, situation: str, subject: str, event_ms: int) -> Scope:
         """The policies that speak about such a proposal at `event_ms` (event time).
 
         Of each policy id the highest active version already effective counts, and only that one,
@@ -344,7 +371,9 @@ class PolicySet:
 
             def covering(entries: Mapping[str, _Entry]) -> tuple[_Entry, ...]:
                 return tuple(
-                    entries[name] for name in sorted(entries) if entries[name].covers(agent, action, situation)
+                    entries[name]
+                    for name in sorted(entries)
+                    if entries[name].covers(agent, action, situation)
                 )
 
             differs = covering(candidate) != covering(real)

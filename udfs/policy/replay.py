@@ -13,10 +13,14 @@ from typing import Any
 import orjson
 
 from contracts.envelope import parse_time_ms
+from contracts.errors import BadInput
 from contracts.proposal import Proposal
 from udfs.policy.audit import Line
-from udfs.policy.govern import Governor, Incoming, Place, Reported, SubjectState
+from udfs.policy.govern import Governor
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.reading import Incoming, Reported
+from udfs.policy.subject import SubjectState
+from udfs.policy.writing import Decided, Place
 
 
 @dataclass(frozen=True)
@@ -65,24 +69,58 @@ def replay(
     governor: Governor,
     chain: Sequence[Line],
     outcomes: Sequence[tuple[int, Reported]],
+    answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies_at: Mapping[int, PolicySet],
 ) -> Iterator[Remade]:
-    """One subject's decisions in order, each made again.
+    """One subject's entries in order, each made again.
 
-    `outcomes`: the subject's, with their offsets, in order. `policies_at`: the policies as they were
-    after the record of each offset that a decision names.
+    `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
+    of its approvals partition, by offset. `policies_at`: the policies as they were after the record
+    of each offset that an entry names.
     """
     state = SubjectState()
     settled = 0
+    pending: list[bytes] = []
+    made_from: object = None
     for line in chain:
         recorded = orjson.loads(line.value or b"")
         inputs = recorded["data"]["inputs"]
-        while settled < len(outcomes) and outcomes[settled][0] <= inputs["outcomes_offset"]:
-            offset, reported = outcomes[settled]
-            state.report(reported, offset)
-            settled += 1
-        place = Place(inputs["proposal_partition"], inputs["proposal_offset"], inputs["policies_offset"])
-        policies = policies_at[inputs["policies_offset"]]
-        decided = governor.decide(state, proposal_in(recorded), policies, place)
-        is_same = decided.decision == line.value
-        yield Remade(recorded, recorded if is_same else orjson.loads(decided.decision), is_same)
+        came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
+        if not (pending and came_from == made_from):
+            while settled < len(outcomes) and outcomes[settled][0] <= inputs["outcomes_offset"]:
+                offset, reported = outcomes[settled]
+                state.report(reported, offset)
+                settled += 1
+            policies = policies_at[inputs["policies_offset"]]
+            pending = [done.decision for done in _again(governor, state, recorded, answers, policies)]
+            made_from = came_from
+        remade = pending.pop(0) if pending else b"null"
+        is_same = remade == line.value
+        yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same)
+
+
+def _again(
+    governor: Governor,
+    state: SubjectState,
+    recorded: Mapping[str, Any],
+    answers: Mapping[int, tuple[bytes | None, bytes | None]],
+    policies: PolicySet,
+) -> list[Decided]:
+    """What comes of the trigger that a recorded entry names."""
+    inputs = recorded["data"]["inputs"]
+    wall_ms = parse_time_ms(inputs["wall_time"]) if inputs["wall_time"] else 0
+    if inputs["trigger"] == "proposal":
+        place = Place(
+            inputs["proposal_partition"], inputs["proposal_offset"], inputs["policies_offset"], "proposal", wall_ms
+        )
+        return [governor.decide(state, proposal_in(recorded), policies, place)]
+    if inputs["trigger"] == "clock":
+        place = Place(policies_offset=inputs["policies_offset"], trigger="clock", wall_ms=wall_ms)
+        return governor.pass_deadlines(state, policies, place)
+    offset = inputs["answer_offset"]
+    try:
+        word = governor.read.word(*answers[offset], policies.people)
+    except (KeyError, BadInput):  # the answer is gone, or other people are known: nothing comes of it
+        return []
+    place = Place(inputs["proposal_partition"], offset, inputs["policies_offset"], "answer", wall_ms)
+    return governor.hear(state, word, policies, place)

@@ -1,0 +1,170 @@
+"""Holds: what waits for people, who may answer, and until when. Pure; wall time comes in as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from contracts.approval import Answer
+from contracts.envelope import format_time_ms
+from contracts.policy import Approval, Deadline
+from udfs.policy.reading import Incoming, Word
+from udfs.policy.signing import action_digest
+
+DAY_MS = 86_400_000
+
+
+def deadline_ms(asked_ms: int, deadline: Deadline) -> int:
+    """When people asked at `asked_ms` are waited for no longer.
+
+    Working days are Monday to Friday in UTC: asked on Friday at noon for one, Monday at noon; asked
+    at a weekend, the days are counted from Monday's beginning.
+    """
+    if deadline.within_s is not None:
+        return asked_ms + deadline.within_s * 1000
+    days = deadline.within_working_days or 1
+    day, of_day_ms = divmod(asked_ms, DAY_MS)
+    asked = np.datetime64(day, "D")
+    if not np.is_busday(asked):
+        of_day_ms = 0
+    until = np.busday_offset(asked, days, roll="forward")
+    return int(until.astype("int64")) * DAY_MS + of_day_ms
+
+
+@dataclass
+class Requirement:
+    """What one policy asks of people, and who has approved for it so far."""
+
+    policy_id: str
+    version: int
+    roles: list[str]
+    approvers: int
+    not_by: list[str]
+    deadline_ms: int
+    later: list[dict[str, Any]]
+    approved_by: list[str] = field(default_factory=list)
+
+    @classmethod
+    def ask(
+        cls, policy_id: str, version: int, terms: Approval, values: Mapping[str, object], now_ms: int
+    ) -> Requirement:
+        """`values`: the variables of the proposal, for `not_by`."""
+        named = [values.get(name) for name in terms.not_by]
+        return cls(
+            policy_id, version, list(terms.roles), terms.approvers,
+            [str(name) for name in named if name is not None],
+            deadline_ms(now_ms, terms), [later.model_dump(mode="json") for later in terms.escalate],
+        )  # fmt: skip
+
+    def is_met(self) -> bool:
+        return len(self.approved_by) >= self.approvers
+
+    def takes(self, person: str, roles: Sequence[str]) -> bool:
+        return not set(self.roles).isdisjoint(roles) and person not in self.not_by
+
+    def escalate(self, now_ms: int) -> bool:
+        """Ask the next roles from `now_ms` on; False when there are none."""
+        if not self.later:
+            return False
+        following = Deadline.model_validate({**self.later[0], "roles": tuple(self.later[0]["roles"])})
+        self.later = self.later[1:]
+        self.roles, self.deadline_ms = list(following.roles), deadline_ms(now_ms, following)
+        return True
+
+    def told(self) -> dict[str, object]:
+        """As contracts/decision.py `Requirement`."""
+        return {
+            "policy_id": self.policy_id, "version": self.version, "roles": self.roles,
+            "approvers": self.approvers, "not_by": self.not_by,
+            "deadline": format_time_ms(self.deadline_ms),
+        }  # fmt: skip
+
+
+@dataclass
+class Hold:
+    """One held action. `proposal` is as it would be done, an edit by `edited_by` included.
+
+    `partition` and `offset` are those of the proposal's record; `instead_of`: the hold it replaces.
+    """
+
+    approval_id: str
+    proposal: dict[str, Any]
+    replaced: dict[str, Any] | None
+    requires: list[Requirement]
+    asked_ms: int
+    partition: int
+    offset: int
+    instead_of: str | None
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Hold:
+        return cls(**{**raw, "requires": [Requirement(**each) for each in raw["requires"]]})
+
+    def incoming(self) -> Incoming:
+        return Incoming.from_dict(self.proposal)
+
+    @property
+    def digest(self) -> str:
+        data = self.proposal["data"]
+        return action_digest(
+            operation=data["action"], agent=data["agent"], subject=self.proposal["subject"],
+            parameters=data["parameters"],
+        )  # fmt: skip
+
+    def deadline_ms(self) -> int:
+        return min(each.deadline_ms for each in self.requires if not each.is_met())
+
+    def is_met(self) -> bool:
+        return all(each.is_met() for each in self.requires)
+
+    def policies(self) -> frozenset[tuple[str, int]]:
+        return frozenset((each.policy_id, each.version) for each in self.requires)
+
+    def refuses(self, word: Word) -> str | None:
+        """Why this answer does not count; None when it does."""
+        answer, person = word.data, word.person
+        assert isinstance(answer, Answer)
+        name, roles = person.person, person.roles
+        wanted = sorted({role for each in self.requires if not each.is_met() for role in each.roles})
+        edited_by = (self.replaced or {}).get("by")
+        if not person.is_active:
+            return f"{name} is no longer active"
+        if set(wanted).isdisjoint(roles):
+            return f"expected a role of {wanted}, {name} has {sorted(roles)}"
+        if answer.action_digest != self.digest:
+            return f"it is for another action: expected digest {self.digest}, came {answer.action_digest}"
+        if answer.answer == "approve":
+            if name == edited_by:
+                return f"{name} changed the action and may not approve it"
+            if any(name in each.approved_by for each in self.requires):
+                return f"{name} has approved it already"
+            if not any(each.takes(name, roles) for each in self.requires if not each.is_met()):
+                return f"{name} handled it and may not approve it"
+        return None
+
+    def count(self, word: Word) -> None:
+        """Enter an answer that counts; an approval for every requirement it can serve."""
+        answer = word.data
+        assert isinstance(answer, Answer)
+        self.answers.append(
+            {
+                "person": answer.person, "answer": answer.answer, "answer_id": word.id,
+                "signed_at": answer.signed_at, "reason": answer.reason,
+            }
+        )  # fmt: skip
+        if answer.answer == "approve":
+            for each in self.requires:
+                if not each.is_met() and each.takes(answer.person, word.person.roles):
+                    each.approved_by.append(answer.person)
+
+    def told(self) -> dict[str, object]:
+        """As contracts/decision.py `Asked`."""
+        return {
+            "approval_id": self.approval_id, "action_digest": self.digest,
+            "asked_at": format_time_ms(self.asked_ms), "instead_of": self.instead_of,
+            "requires": [each.told() for each in self.requires], "answers": self.answers,
+        }  # fmt: skip

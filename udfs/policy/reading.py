@@ -1,0 +1,197 @@
+"""What `govern` reads, checked against the contract: proposals, outcomes, people's signed words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from contracts.approval import Answer, Override, Person, Signed
+from contracts.dead_letter import Cause
+from contracts.domain import DomainContract
+from contracts.envelope import MAX_HOPS, parse_time_ms
+from contracts.errors import BadInput
+from contracts.outcome import Outcome
+from contracts.proposal import Proposal
+from udfs.policy.signing import is_signed, to_sign
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A proposal as read from its topic, envelope and data, checked against the contract."""
+
+    id: str
+    subject: str
+    event_ms: int
+    features_ms: int
+    expiry_ms: int | None
+    correlation_id: str
+    hops: int
+    traceparent: str | None
+    data: Proposal
+    sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        raw = {field.name: getattr(self, field.name) for field in fields(self)}
+        return raw | {"data": self.data.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Incoming:
+        return cls(**{**raw, "data": Proposal.model_validate(raw["data"])})
+
+
+@dataclass(frozen=True)
+class Reported:
+    """An outcome as `govern` uses it."""
+
+    subject: str
+    command_id: str
+    has_failed: bool
+    event_ms: int
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a person said, their signature verified: an answer or an override."""
+
+    id: str
+    subject: str
+    person: Person
+    data: Answer | Override
+    signed_sha256: str
+    correlation_id: str
+    causation_id: str | None
+
+
+_SIGNED: dict[str, type[Signed]] = {kind.event_type: kind for kind in (Answer, Override)}
+
+
+class Reader:
+    """Reads the records of one domain. What it lets pass is safe to decide about.
+
+    Only actions, situations and parameters of the contract pass: whatever an agent or a person says,
+    they cannot name anything else.
+    """
+
+    def __init__(self, contract: DomainContract) -> None:
+        self._contract = contract
+
+    def proposal(self, key: bytes | None, value: bytes | None) -> Incoming:
+        """The proposal in a record; raises BadInput with a dead-letter cause."""
+        if not value:
+            raise BadInput(Cause.EMPTY, "expected a proposal, came an empty record")
+        try:
+            event = orjson.loads(value)
+            if event["type"] != Proposal.event_type:
+                raise BadInput(
+                    Cause.UNKNOWN_TYPE, f"expected {Proposal.event_type!r}, came {event['type']!r}"
+                )
+            data = Proposal.model_validate(event["data"])
+            self._check_action(data.action, data.parameters)
+            if data.situation_type not in self._contract.situations:
+                raise BadInput(Cause.DATA_INVALID, f"no situation {data.situation_type!r} in the contract")
+            expiry = event.get("expirytime")
+            subject, hops = event["subject"], event["hops"]
+            if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
+                raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
+            _check_key(key, subject)
+            return Incoming(
+                id=str(event["id"]),
+                subject=subject,
+                event_ms=parse_time_ms(data.event_time),
+                features_ms=parse_time_ms(data.features_at),
+                expiry_ms=None if expiry is None else parse_time_ms(expiry),
+                correlation_id=str(event.get("correlationid") or event["id"]),
+                hops=hops,
+                traceparent=event.get("traceparent"),
+                data=data,
+                sha256=hashlib.sha256(value).hexdigest(),
+            )
+        except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _bad(error, "a proposal") from None
+
+    def outcome(self, key: bytes | None, value: bytes | None) -> Reported | None:
+        """The outcome in a record; None for what is none (`context` keeps those as dead letters)."""
+        try:
+            event = orjson.loads(value or b"")
+            if event["type"] != Outcome.event_type or key != event["subject"].encode():
+                return None
+            data = Outcome.model_validate(event["data"])
+            return Reported(
+                subject=event["subject"],
+                command_id=data.command_id,
+                has_failed=data.status == "failed",
+                event_ms=parse_time_ms(data.event_time),
+                cost=data.cost,
+            )
+        except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def word(self, key: bytes | None, value: bytes | None, people: Mapping[str, Person]) -> Word:
+        """The answer or override in a record; raises BadInput, also for a signature that is not theirs."""
+        if not value:
+            raise BadInput(Cause.EMPTY, "expected an answer or an override, came an empty record")
+        try:
+            event = orjson.loads(value)
+            kind, subject = event["type"], event["subject"]
+            if kind not in _SIGNED:
+                raise BadInput(
+                    Cause.UNKNOWN_TYPE, f"expected one of {sorted(_SIGNED)}, came {str(kind)[:64]!r}"
+                )
+            data = _SIGNED[kind].model_validate_json(orjson.dumps(event["data"]))
+            assert isinstance(data, (Answer, Override))
+            _check_key(key, subject)
+            parse_time_ms(data.signed_at)
+            if isinstance(data, Override):
+                self._check_action(data.action, data.parameters)
+            message = to_sign(self._contract.name, subject, kind, event["data"])
+            person = people.get(data.person)
+            if person is None:
+                raise BadInput(Cause.SIGNATURE_INVALID, f"nobody called {data.person!r} is known here")
+            if not is_signed(person.public_key, data.signature, message):
+                raise BadInput(
+                    Cause.SIGNATURE_INVALID,
+                    f"the signature is not that of {data.person!r} over this {kind} about {subject!r}",
+                )
+            return Word(
+                id=str(event["id"]),
+                subject=subject,
+                person=person,
+                data=data,
+                signed_sha256=hashlib.sha256(message).hexdigest(),
+                correlation_id=str(event.get("correlationid") or event["id"]),
+                causation_id=event.get("causationid"),
+            )
+        except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _bad(error, "an answer or an override") from None
+
+    def _check_action(self, name: str, parameters: Mapping[str, Any]) -> None:
+        action = self._contract.actions.get(name)
+        if action is None:
+            raise BadInput(Cause.DATA_INVALID, f"no action {name!r} in the contract")
+        action.model_validate(parameters)
+
+
+def _check_key(key: bytes | None, subject: str) -> None:
+    if key is None or key != subject.encode():
+        raise BadInput(Cause.KEY_MISMATCH, f"expected the key to be the subject {subject!r}")
+
+
+def _bad(error: Exception, what: str) -> BadInput:
+    """The cause of a record that cannot be read, whatever was wrong with it."""
+    match error:
+        case BadInput():
+            return error
+        case orjson.JSONDecodeError():
+            return BadInput(Cause.NOT_JSON, f"expected {what} as JSON: {error}")
+        case ValidationError():
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            return BadInput(Cause.DATA_INVALID, f"data.{place}: {first['msg']}")
+        case _:
+            return BadInput(Cause.ENVELOPE_INVALID, f"expected {what}: {type(error).__name__} {error}")

@@ -1,0 +1,121 @@
+"""What `govern` keeps per subject."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from udfs.policy.approval import Hold
+from udfs.policy.reading import Reported
+
+# Ends of holds remembered per subject.
+MAX_CLOSED = 32
+# One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
+Allowed = int | list[Any]
+
+
+@dataclass
+class SubjectState:
+    """What `govern` keeps per subject. Times are event time in ms.
+
+    clock_ms: the highest accepted event time.
+    allowed: action -> what was allowed, in the order of time: ms, or, while a limit counts by more
+        than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
+        kept as long as the longest limit looks back, at least a day.
+    in_flight: command id -> [action, lapses_ms, cooldown_ms], until its outcome or its lapse.
+    cooling_ms: action -> until when it waits after a failure.
+    chains: the last ones, [ms, correlation id, agent, action, hops] of what was commanded.
+    decisions, head: how many were made, and the SHA-256 of the last one's bytes.
+    outcomes_offset: the last outcome applied.
+    holds: approval id -> what waits for people (times of people are wall time in ms).
+    closed: approval id -> how it ended, of the last holds.
+    """
+
+    clock_ms: int = 0
+    allowed: dict[str, list[Allowed]] = field(default_factory=dict)
+    in_flight: dict[str, list[Any]] = field(default_factory=dict)
+    cooling_ms: dict[str, int] = field(default_factory=dict)
+    chains: list[list[Any]] = field(default_factory=list)
+    decisions: int = 0
+    head: str | None = None
+    outcomes_offset: int = -1
+    holds: dict[str, Hold] = field(default_factory=dict)
+    closed: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return orjson.dumps(
+            [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
+             self.decisions, self.head, self.outcomes_offset, self.holds, self.closed]
+        ).decode()  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str | None) -> SubjectState:
+        if text is None:
+            return cls()
+        state = cls(*orjson.loads(text))
+        state.holds = {name: Hold.from_dict(raw) for name, raw in state.holds.items()}  # type: ignore[arg-type]
+        return state
+
+    def close(self, approval_id: str, how: str) -> None:
+        """A hold has ended; its end is remembered for those who answer late."""
+        del self.holds[approval_id]
+        self.closed[approval_id] = how
+        while len(self.closed) > MAX_CLOSED:
+            del self.closed[next(iter(self.closed))]
+
+    def next_deadline_ms(self) -> int | None:
+        """When people are waited for no longer, on the wall clock; None when nobody is."""
+        return min((hold.deadline_ms() for hold in self.holds.values()), default=None)
+
+    def count(self, action: str, within_ms: int) -> int:
+        """How many were allowed in the last `within_ms` of event time, the present included."""
+        allowed = self.allowed.get(action, ())
+        return len(allowed) - bisect_right(allowed, self.clock_ms - within_ms, key=_at)
+
+    def within(self, within_ms: int) -> list[tuple[str, Allowed]]:
+        """Everything allowed in the last `within_ms`, with its action."""
+        since = self.clock_ms - within_ms
+        return [
+            (action, entry)
+            for action, allowed in self.allowed.items()
+            for entry in allowed[bisect_right(allowed, since, key=_at) :]
+        ]
+
+    def remember(self, action: str, event_ms: int, keep_ms: int, detail: Sequence[object] = ()) -> None:
+        allowed = self.allowed.setdefault(action, [])
+        place = bisect_right(allowed, event_ms, key=_at)
+        allowed.insert(place, [event_ms, *detail] if detail else event_ms)
+        del allowed[: bisect_right(allowed, self.clock_ms - keep_ms, key=_at)]
+
+    def flying(self) -> list[list[Any]]:
+        """The commands without outcome that have not lapsed; forgets the others."""
+        lapsed = [name for name, flight in self.in_flight.items() if flight[1] <= self.clock_ms]
+        for name in lapsed:
+            del self.in_flight[name]
+        return list(self.in_flight.values())
+
+    def report(self, reported: Reported, offset: int) -> None:
+        """Take an outcome in: its command is no longer in flight; a failure starts the cool-down.
+
+        A cost takes the place of what budgets had reserved. An outcome whose command is not known
+        (lapsed, or a repeat) changes nothing.
+        """
+        self.outcomes_offset = offset
+        flight = self.in_flight.pop(reported.command_id, None)
+        if flight is not None and reported.has_failed and flight[2]:
+            until = reported.event_ms + flight[2]
+            self.cooling_ms[flight[0]] = max(self.cooling_ms.get(flight[0], 0), until)
+        if reported.cost is None:
+            return
+        for allowed in self.allowed.values():
+            for entry in allowed:
+                if isinstance(entry, list) and entry[3] == reported.command_id:
+                    entry[4] = reported.cost
+
+
+def _at(entry: Allowed) -> int:
+    return entry if isinstance(entry, int) else int(entry[0])
