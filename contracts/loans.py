@@ -14,7 +14,6 @@ from contracts.data import ActionParameters, FactData, Identifier, SituationData
 
 Amount = Annotated[float, Field(ge=0, le=1e12, description="whole units of the log's currency")]
 Rating = Annotated[str, Field(description="A (best) to D, as the analysis gave it; empty: none yet")]
-Person = Annotated[str, Field(description="as the log names people; empty: nobody yet")]
 
 
 class ActivityRecorded(FactData):
@@ -42,8 +41,8 @@ class CaseSituation(SituationData):
 
     amount: float = Field(description="requested, the last one told")
     rating: Rating
-    first_handled_by: Person
-    handled_by: Person = Field(description="who worked on the case last; empty: nobody yet")
+    first_handled_by: str | None = Field(default=None, description="who worked on it first; null: nobody yet")
+    handled_by: str | None = Field(default=None, description="who worked on it last; null: nobody yet")
     touches: int = Field(ge=0, description="activities somebody began or completed")
     hand_overs: int = Field(ge=0, description="how often another person went on with the case")
     hours_so_far: float = Field(description="event time since the case's first fact")

@@ -32,7 +32,7 @@ DAY_MS = 24 * HOUR_MS
 START_MS = parse_loose_time_ms("2025-03-03T00:00:00Z")  # a Monday
 CASES_PER_DAY = 12
 FILED_AFTER_DAYS = 24
-# ada, grace and edsger may approve loans (conf/loans/people.yaml); what they handled others must approve.
+# ada, grace, edsger and barbara may approve loans (conf/loans/people.yaml); what they handled others must approve.
 STAFF = ("ada", "grace", "edsger", "barbara", "donald", "4711", "4712")
 USUAL_AMOUNT = 11_000.0
 SPREAD = 0.8  # standard deviation of the amounts' logarithms

@@ -80,7 +80,7 @@ SELECT
     `action`,
     amount,
     rating,
-    handled_by AS not_by,
+    handled_by,
     reason,
     explanation,
     decided_at AS waiting_since,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from contracts.envelope import format_time_ms, parse_time_ms
+from ops import approvals
 from ops import instance as embedded
 from ops import run as runner
 from ops.home import Home
@@ -206,6 +208,58 @@ def test_one_chain_leads_from_received_to_analysed_to_decided(loans: Loop, is_ch
         assert effect["event"]["causationid"] == cause["id"]
         assert effect["event"]["correlationid"] == root["id"]
         assert effect["event"]["subject"] == outcome["subject"]
+
+
+def test_large_loans_wait_for_people_and_small_ones_do_not(loans: Loop) -> None:
+    decisions = [
+        e for e in loans.events("decisions", action="approve_application", type_="flyball.decision")
+        if not e["data"]["features"]["is_cancelled"]
+    ]  # fmt: skip
+    asked = {e["id"]: e["data"]["approval"] for e in decisions if e["data"]["verdict"] == "hold"}
+    approvers = set()
+    for event in decisions:
+        amount, approval = event["data"]["parameters"]["amount"], event["data"]["approval"]
+        if amount <= 7500:
+            assert (told(event, "verdict", "reason"), approval) == (("allow", "allowed_by_policy"), None)
+            continue
+        assert told(event, "verdict", "reason") == ("hold", "approval_required")
+        (required,) = approval["requires"]
+        assert required["approvers"] == (1 if amount <= 30_000 else 2)
+        approvers.add(required["approvers"])
+    assert approvers == {1, 2}
+    assert len(asked) >= 10
+    assert not {e["data"]["decision_id"] for e in loans.events("commands")} & set(asked)
+
+
+def test_nobody_approves_a_case_they_handled_and_somebody_else_may(loans: Loop) -> None:
+    """The end of one chain: received, analysed, held, approved by a person, done."""
+    people = {"ada", "grace", "edsger", "barbara"}
+    waiting = approvals.requests(loans.bootstrap, "loans").values()
+    request, handler, other = next(
+        (each, min(handlers), min(people - handlers))
+        for each in waiting
+        if each.ended is None and each.requires[0]["approvers"] == 1
+        and (handlers := people & set(each.requires[0]["not_by"]))
+    )  # fmt: skip
+
+    def approve(person: str) -> dict[str, Any]:
+        signer = approvals.Signer.of(loans.home, "loans", person, None)
+        (entry,) = approvals.answer(
+            loans.bootstrap, "loans", request, signer, "approve", reason="seen", now_ms=int(time.time() * 1000)
+        )
+        return entry
+
+    refused = approve(handler)
+    assert told(refused, "what") == ("refused",)
+    assert f"{handler} handled it" in refused["data"]["explanation"]
+    approved = approve(other)
+    assert told(approved, "verdict", "reason") == ("allow", "approved_by_people")
+    case = approved["subject"]
+    (outcome,) = loans.wait_for(
+        "the outcome", lambda: loans.events("outcomes", case, action="approve_application")
+    )
+    assert outcome["data"]["status"] == "succeeded"
+    assert outcome["correlationid"] == request.event["correlationid"]
 
 
 def test_an_untidy_log_is_read_as_it_is_meant(loans: Loop) -> None:

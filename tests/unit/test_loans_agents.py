@@ -15,7 +15,7 @@ from udfs.agents.definition import load_agents
 CONTRACT = load_domain("loans")
 AGENTS = Agents(CONTRACT, load_agents(ROOT / "conf" / "loans" / "agents.yaml", CONTRACT))
 STANDING: dict[str, Any] = {
-    "amount": 10_000.0, "rating": "B", "first_handled_by": "", "handled_by": "", "touches": 0, "hand_overs": 0,
+    "amount": 10_000.0, "rating": "B", "first_handled_by": None, "handled_by": None, "touches": 0, "hand_overs": 0,
     "hours_so_far": 2.0, "submissions": 1, "amount_changes": 0, "amount_deviation": None, "is_suspicious": False,
     "is_cancelled": False, "offer_amount": 7_000.0, "decline_reason": "", "is_fraud_confirmed": False,
 }  # fmt: skip
