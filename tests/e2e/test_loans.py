@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from contracts.envelope import format_time_ms, parse_time_ms
 from ops import approvals
 from ops import instance as embedded
 from ops import run as runner
-from ops.home import Home
+from ops.home import CHECKOUT, Home
 from ops.player import Emitter
 from ops.trace import find_chain, tree_data
 from ops.watch import Watch
@@ -302,3 +305,17 @@ def test_an_answer_counts_until_the_tenth_day(loans: Loop) -> None:
     (late,) = loans.wait_for("the silence", lambda: loans.situations("offer_unanswered", "wait-2"))
     assert late["data"] == {"event_time": "2025-07-11T08:00:00.000Z", "waited_days": 10}
     assert loans.situations("offer_unanswered", "wait-1") == []
+
+
+def test_every_view_for_people_answers_in_the_sql_client(loans: Loop, tmp_path: Path) -> None:
+    views = re.findall(r"CREATE VIEW (\w+)", (CHECKOUT / "sql" / "loans" / "views.sql").read_text())
+    assert {"open_applications", "decisions_by_reason", "waiting_approvals"} <= set(views)
+    file = tmp_path / "views.sql"
+    file.write_text("".join(f"SELECT * FROM {view} LIMIT 1;\n" for view in views))
+    said = subprocess.run(
+        [str(CHECKOUT / "flyball"), "sql", "-f", str(file), "--domain", "loans"],
+        env={**os.environ, "FLYBALL_HOME": str(loans.home.path), "COLUMNS": "200"},
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
+    assert len(re.findall(r"rows? in set|Empty set", said.stdout)) == len(views), said.stdout[-2000:]
