@@ -19,6 +19,7 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "models": ("propose",),
     "proposals": ("govern",),
     "approvals": ("govern",),
+    "limits": ("govern",),
     "policies": ("govern",),
     "commands": ("actuators",),
 }

@@ -8,10 +8,11 @@ from contracts.approval import Answer, Override, Person
 from contracts.command import Command
 from contracts.data import Data
 from contracts.dead_letter import DeadLetter
-from contracts.decision import Decision, Noted
+from contracts.decision import Decision, Grant, Noted
 from contracts.domain import load_domain
 from contracts.envelope import schema_urn
 from contracts.late_fact import LateFact
+from contracts.limit_claim import CircuitMoved, Claim, Settlement
 from contracts.model import ModelAlias
 from contracts.outcome import Outcome
 from contracts.policy import Policy, PolicySwitch
@@ -47,6 +48,7 @@ _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "commands": (Command,),
     "outcomes": (Outcome,),
     "approvals": (Answer, Override),
+    "limits": (Claim, Settlement, Grant, CircuitMoved),
     "policies": (Policy, PolicySwitch, Person),
     "models": (ModelAlias,),
     "dead-letters": (DeadLetter,),

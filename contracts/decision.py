@@ -35,6 +35,7 @@ class Reason(StrEnum):
     RATE_LIMIT = "rate_limit"
     BUDGET_LIMIT = "budget_limit"
     IN_FLIGHT_LIMIT = "in_flight_limit"
+    CIRCUIT_OPEN = "circuit_open"
     REFUSED = "refused_by_person"
     EDITED = "edited_by_person"
     EXPIRED = "approval_expired"
@@ -140,6 +141,18 @@ class Overridden(Data):
     against: tuple[str, ...] = ()
 
 
+class Grant(Data):
+    """What limits wider than the subject, and the circuit breaker, said to a claim."""
+
+    event_type: ClassVar[str] = "flyball.grant"
+
+    claim_id: Identifier
+    is_granted: bool
+    reason: Reason | None = Field(default=None, description="why not")
+    explanation: str = Field(default="", max_length=2000)
+    counters: dict[str, int | float] = {}
+
+
 class Decision(Data):
     """Everything needed to make the decision again is in it, or in earlier decisions and outcomes."""
 
@@ -172,6 +185,7 @@ class Decision(Data):
     )
     approval: Asked | None = Field(default=None, description="where people were asked")
     override: Overridden | None = None
+    grant: Grant | None = Field(default=None, description="where limits wider than the subject were asked")
     command_id: Identifier | None = None
     inputs: Inputs
     entry: Entry

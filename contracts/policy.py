@@ -39,7 +39,7 @@ class Limit(Data):
 
     per: tuple[VariableName, ...] = Field(
         default=("subject", "action"), max_length=8,
-        description="subject, and of: action, agent, a feature_... or parameter_...",
+        description="of: subject, action, agent, a feature_... or parameter_...; nothing: the domain",
     )  # fmt: skip
     max_count: int | None = Field(default=None, ge=1, le=1_000_000)
     max_total: float | None = Field(default=None, gt=0, le=1e15)
@@ -61,11 +61,27 @@ class Limit(Data):
                 raise ValueError(
                     f"expected subject, action, agent, feature_... or parameter_..., came {name!r}"
                 )
-        if self.max_in_flight is not None and not {"subject", "action"}.issuperset(self.per):
-            raise ValueError(f"per: max_in_flight counts by subject and action only, came {self.per}")
-        if "subject" not in self.per:
-            raise ValueError("per: expected 'subject' among them; wider limits are not built yet")
+        narrow = self.max_in_flight is not None and not self.is_wide
+        if narrow and not {"subject", "action"}.issuperset(self.per):
+            raise ValueError(f"per: max_in_flight of a subject counts by action only, came {self.per}")
         return self
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it counts over subjects. It then counts what was allowed by policies that name it."""
+        return "subject" not in self.per
+
+
+class Circuit(Data):
+    """A circuit breaker for each agent and action, fed by outcomes; times are event time.
+
+    `failures` failed outcomes within `within_s` open it: everything is denied for `open_s`; then one
+    probe is let through, whose outcome closes it or opens it again.
+    """
+
+    failures: int = Field(ge=1, le=10_000)
+    within_s: int = Field(ge=1, le=366 * 86_400)
+    open_s: int = Field(ge=1, le=366 * 86_400)
 
 
 class Fallback(Data):
@@ -158,6 +174,7 @@ class Policy(Data):
         le=366 * 86_400,
         description="the same action waits so long after a failed outcome, in event time",
     )
+    circuit: Circuit | None = Field(default=None, description="stops an agent's action that keeps failing")
     obligations: dict[VariableName, Scalar] = Field(
         default={}, max_length=16, description="what the command carries: dry_run, notify, ..."
     )
@@ -173,7 +190,7 @@ class Policy(Data):
 
     @model_validator(mode="after")
     def _only_allow_is_bounded(self) -> Self:
-        bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations")
+        bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations", "circuit")
         if self.verdict == "deny" and (named := [n for n in bounds if getattr(self, n)]):
             raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
         if self.approval is not None and self.verdict not in ("require_approval", "hold"):
@@ -182,6 +199,8 @@ class Policy(Data):
             raise ValueError("max_in_flight needs outcome_within_s: when a command without outcome lapses")
         if self.outcome_within_s is None and self.cooldown_s is not None:
             raise ValueError("cooldown_s needs outcome_within_s: how long a failed outcome is waited for")
+        if self.outcome_within_s is None and self.circuit is not None:
+            raise ValueError("circuit needs outcome_within_s: when a probe without outcome lapses")
         return self
 
 

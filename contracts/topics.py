@@ -36,6 +36,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic("situations", "subject", "a fact or pattern worth deciding on, with its features", "context", _DATA_PARTITIONS, 30 * DAY_MS),
     Topic("proposals", "subject", "an agent would do this, this sure, for this reason", "propose", _DATA_PARTITIONS, 30 * DAY_MS),
     Topic("decisions", "subject", "allow, deny or hold, by which policies, why", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
+    Topic("limits", "subject, or 'limits' for claims", "a claim on limits wider than a subject, and its grant", "govern", _DATA_PARTITIONS, FOREVER),
     Topic("commands", "subject", "do this, once", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
     Topic("outcomes", "subject", "what the command did", "actuators", _DATA_PARTITIONS, FOREVER),
     Topic("approvals", "subject", "a person's signed answer to a hold, or override", "people", _DATA_PARTITIONS, FOREVER),

@@ -32,7 +32,7 @@ NEEDS_BROKER = True
 def sources(settings: Settings) -> dict[str, str]:
     return {
         "proposals_source": raw_source(
-            "proposals_source", ["proposals", "outcomes", "approvals"], settings, group=NAME
+            "proposals_source", ["proposals", "outcomes", "approvals", "limits"], settings, group=NAME
         ),
         "policies_source": raw_source("policies_source", ["policies"], settings, group=NAME),
     }
@@ -44,7 +44,10 @@ def sinks(settings: Settings) -> dict[str, str]:
             f"{name}_sink", name, settings, producer=NAME, is_transactional=True
         )
         for name in ("decisions", "commands")
-    } | {"dead_letters_sink": raw_sink("dead_letters_sink", "dead-letters", settings, producer=NAME)}
+    } | {
+        f"{name.replace('-', '_')}_sink": raw_sink(f"{name.replace('-', '_')}_sink", name, settings, producer=NAME)
+        for name in ("limits", "dead-letters")
+    }
 
 
 def build(
@@ -71,7 +74,10 @@ def build(
     return write(
         t_env,
         decisions,
-        {"decisions": "decisions_sink", "commands": "commands_sink", "dead-letters": "dead_letters_sink"},
+        {
+            "decisions": "decisions_sink", "commands": "commands_sink", "limits": "limits_sink",
+            "dead-letters": "dead_letters_sink",
+        },
     )
 
 

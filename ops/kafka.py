@@ -134,7 +134,7 @@ def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
 READERS = {
     "context": ("facts", "outcomes"),
     "propose": ("situations",),
-    "govern": ("proposals", "outcomes", "approvals"),
+    "govern": ("proposals", "outcomes", "approvals", "limits"),
     "actuator": ("commands",),
 }
 

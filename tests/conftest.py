@@ -134,7 +134,10 @@ def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
 
 
 def bring_up_by_hand(home: Home, domain: str) -> None:
-    """What `./flyball up` does, but `flink run -py jobs/<job>.py -- --domain <domain>` for each job."""
+    """What `./flyball up` does, but `flink run -py jobs/<job>.py -- --domain <domain>` for each job.
+
+    Its `govern` runs as two subtasks.
+    """
     bootstrap = str(home.read_state()["bootstrap_servers"])
     now_ms = int(time.time() * 1000)
     kafka.create_topics(bootstrap, domain)
@@ -143,7 +146,10 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
     del environment["FLYBALL_REST"]  # the client finds the cluster in FLINK_CONF_DIR
     clients = {
         job: subprocess.Popen(
-            [str(cluster.FLINK / "bin" / "flink"), "run", "-py", f"jobs/{job}.py", "--", "--domain", domain],
+            [
+                str(cluster.FLINK / "bin" / "flink"), "run", "-py", f"jobs/{job}.py", "--", "--domain", domain,
+                "--parallelism", "2" if job == "govern" else "1",
+            ],
             cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )

@@ -59,6 +59,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "person": "ada", "signed_at": AT, "signature": "A" * 86, "action": "cool", "parameters": {},
         "reason": "smoke", "break_glass": True,
     },
+    "flyball.claim": {
+        "claim_id": "c", "command_id": None, "subject": "m1", "agent": "rule", "action": "cool", "at": AT,
+        "limits": [{"policy": "p@1", "scope": "[]", "max_count": 1, "within_s": 60}],
+        "circuit": {"failures": 1, "within_s": 60, "open_s": 60},
+    },
+    "flyball.settlement": {"claim_id": "c", "what": "failed", "at": AT, "cost": 1.5},
+    "flyball.grant": {"claim_id": "c", "is_granted": False, "reason": "circuit_open", "counters": {"n": 1}},
+    "flyball.circuit_moved": {
+        "agent": "rule", "action": "cool", "before": "closed", "after": "open", "because": "3 failures",
+        "claim_id": "c", "at": AT,
+    },
     "flyball.person": {"person": "ada", "roles": ["approver"], "may": ["override"], "public_key": "A" * 43},
     "flyball.command": {
         "event_time": AT, "command_id": "c", "action": "cool", "parameters": {}, "agent": "rule",

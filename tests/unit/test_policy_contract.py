@@ -44,7 +44,7 @@ def a_policy(**changes: object) -> dict[str, Any]:
         {"limits": [{"max_count": 0, "within_s": 60}]},
         {"limits": [{"max_count": 1, "within_s": 0}]},
         {"limits": [{"max_count": 1, "within_s": 60, "per": ["subject", "galaxy"]}]},
-        {"limits": [{"max_count": 1, "within_s": 60, "per": ["action"]}]},
+        {"limits": [{"max_count": 1, "within_s": 60, "per": ["hops"]}]},
         {"limits": [{"max_count": 1}]},
         {"limits": [{"max_count": 1, "max_total": 5.0, "within_s": 60}]},
         {"limits": [{"max_total": 5.0, "within_s": 60}]},

@@ -20,25 +20,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contracts.approval import Answer, Override, Person
-from contracts.decision import Decision, Noted
+from contracts.decision import Decision, Grant, Noted
 from contracts.domain import DomainContract
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
+from contracts.limit_claim import Settlement
 from contracts.outcome import Outcome
 from contracts.proposal import Proposal
-from udfs.policy.govern import Governor
+from udfs.policy.govern import Governor, NeedsGrant
 from udfs.policy.policy_set import PolicySet
-from udfs.policy.reading import Reported
+from udfs.policy.reading import Incoming, Reported, Word
 from udfs.policy.signing import public_text, sign, to_sign
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided, Place
 from udfs.serde import write_event
+from udfs.wide_limits.core import WideLimits
 
 START_MS = parse_time_ms("2014-01-01T00:00:00Z")
 _PROPOSAL = {
@@ -87,8 +89,26 @@ def play(
 
     Raises ValueError for a case that is none, BadInput for a proposal outside the contract.
     """
-    governor, state = Governor(contract, max_hops=max_hops), SubjectState()
+    governor, state, wide = Governor(contract, max_hops=max_hops), SubjectState(), WideLimits()
     played = Played()
+
+    def granted(trigger: Word | Incoming, place: Place) -> SubjectState:
+        """Decide, asking wider limits as long as they are needed; the state after it."""
+        grants: dict[str, Grant] = {}
+        while True:
+            after = SubjectState.from_json(state.to_json())
+            try:
+                asked = replace(place, grants=grants)
+                if isinstance(trigger, Word):
+                    played.decided.extend(governor.hear(after, trigger, policies, asked))
+                else:
+                    played.decided.append(governor.decide(after, trigger, policies, asked))
+                return after
+            except NeedsGrant as needed:
+                came = wide.claim(needed.claim)
+                assert came.grant is not None
+                grants[needed.claim.claim_id] = came.grant
+
     decided = played.decided
     subject = str(defaults.get("subject", "a-subject"))
     key, wall_ms = subject.encode(), START_MS
@@ -100,13 +120,16 @@ def play(
             reported = governor.read.outcome(key, outcome(subject, decided, row))
             if reported is None:
                 raise ValueError(f"given {ordinal}: not an outcome: {row}")
-            state.report(reported, ordinal)
+            if (claim_id := state.report(reported, ordinal)) is not None:
+                how: Literal["failed", "succeeded"] = "failed" if reported.has_failed else "succeeded"
+                at = format_time_ms(reported.event_ms)
+                wide.settle(Settlement(claim_id=claim_id, what=how, at=at, cost=reported.cost))
             played.outcomes.append((ordinal, reported))
         elif "answer_to" in row or "override" in row:
             _refuse_unknown(row, _ANSWER if "answer_to" in row else _OVERRIDE)
             said = spoken(contract.name, subject, decided, row, ordinal, wall_ms)
             played.answers[ordinal] = (key, said)
-            decided += governor.hear(state, governor.read.word(key, said, policies.people), policies, heard)
+            state = granted(governor.read.word(key, said, policies.people), heard)
         elif set(row) == {"wall"}:
             clock = Place(trigger="clock", wall_ms=wall_ms)
             decided += governor.pass_deadlines(state, policies, clock)
@@ -114,8 +137,7 @@ def play(
             _refuse_unknown(row, _PROPOSAL)
             given = {**defaults, **row}
             incoming = governor.read.proposal(key, proposal(contract.name, subject, given, ordinal))
-            place = Place(0, ordinal, wall_ms=wall_ms)
-            decided.append(governor.decide(state, incoming, policies, place))
+            state = granted(incoming, Place(0, ordinal, wall_ms=wall_ms))
         state = SubjectState.from_json(state.to_json())
     return played
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
@@ -16,16 +17,20 @@ from pyflink.datastream.state import (
 )
 
 from contracts.approval import Override
+from contracts.decision import Grant
 from contracts.domain import load_domain
+from contracts.envelope import derive_id, format_time_ms
 from contracts.errors import BadInput
+from contracts.limit_claim import LIMITS_KEY, Claim, Settlement
 from contracts.topics import topic
-from udfs.policy.govern import Governor, override_id
+from udfs.policy.govern import Governor, NeedsGrant, override_id
 from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Reported
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
 from udfs.serde import dead_letter
+from udfs.wide_limits.flink import WideCounter, limits_row, read_limits_event
 
 WAIT_MS = 20
 # Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
@@ -44,9 +49,11 @@ class Govern(KeyedBroadcastProcessFunction):
     """Proposals, outcomes, people's answers (key, value, topic, partition, offset); policies as broadcast state.
 
     State per subject: its clock, what was allowed, is in flight and waits for people (SubjectState),
-    and the ids of proposals seen, kept for `remember_s` of event time; records that wait until the
-    policies known at start (`policies_until`, the end offset of the policies topic at submission) are
-    loaded. A processing-time timer stands at each deadline of people.
+    and the ids of proposals seen, kept for `remember_s` of event time; records that wait, in order:
+    until the policies known at start (`policies_until`, the end offset of the policies topic at
+    submission) are loaded, or until a claim on limits wider than the subject is granted. Claims and
+    grants go through the limits topic; under its key `limits` this operator counts them (WideCounter).
+    A processing-time timer stands at each deadline of people.
     Restart: all of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
     A policy event that is malformed goes to dead letters and the policies before it stay in force.
     """
@@ -68,6 +75,8 @@ class Govern(KeyedBroadcastProcessFunction):
         )
         self._outcomes = topic("outcomes").of(self._domain)
         self._approvals = topic("approvals").of(self._domain)
+        self._limits_topic = topic("limits").of(self._domain)
+        self._wide = WideCounter(self._domain, runtime_context)
         self._known: dict[str, SubjectState] = {}
         self._policies: PolicySet | None = None
         self._policies_offset = -1
@@ -84,17 +93,22 @@ class Govern(KeyedBroadcastProcessFunction):
         if not self._policies_ready(ctx):
             self._wake_later(ctx)
             return
+        yield from self._drain(ctx)
+        yield from self._pass_deadlines(timestamp, ctx)
+
+    def _drain(self, ctx: Any) -> Iterator[Row]:
+        """Everything of the subject that waited; what still has to wait goes back, in order."""
         waiting = list(self._waiting.get())
         self._waiting.clear()
         for value in waiting:
             yield from self._govern(value, ctx)
-        yield from self._pass_deadlines(timestamp, ctx)
 
     def _pass_deadlines(self, timestamp: int, ctx: Any) -> Iterator[Row]:
-        (subject,) = ctx.get_current_key()
+        key = ctx.get_current_key()  # a text in thread mode, a row of one text in process mode
+        subject = key if isinstance(key, str) else key[0]
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
-        if due_ms is None or due_ms > timestamp:
+        if due_ms is None or due_ms > timestamp or state.waits_for:
             return
         policies = self._policies_now(ctx)
         place = Place(policies_offset=self._policies_offset, trigger="clock", wall_ms=timestamp)
@@ -110,44 +124,85 @@ class Govern(KeyedBroadcastProcessFunction):
         self._is_ready = reached is not None and int(reached) >= self._policies_until - 1
         return self._is_ready
 
-    def _govern(self, record: Any, ctx: Any) -> Iterator[Any]:
+    def _govern(self, record: Any, ctx: Any) -> Iterator[Row]:
+        """One record; it waits while the subject waits for a grant, so that their order is kept."""
+        key, value, log_topic, partition, offset = record
+        try:
+            if log_topic == self._limits_topic:
+                event = read_limits_event(key, value)
+                if isinstance(event, Grant):
+                    yield from self._go_on(key.decode(), event, ctx)
+                else:
+                    yield from self._wide.take(event)
+                return
+            subject = (key or b"").decode(errors="replace")
+            if self._state_of(subject).waits_for:
+                self._waiting.add(tuple(record))
+                return
+            yield from self._take(subject, record, {}, _wall_ms(), ctx)
+        except BadInput as refused:
+            yield _letter(self._domain, refused, log_topic, partition, offset, key, value)
+
+    def _take(
+        self, subject: str, record: Any, grants: Mapping[str, Grant], wall_ms: int, ctx: Any
+    ) -> Iterator[Row]:
         key, value, log_topic, partition, offset = record
         if log_topic == self._outcomes:
             if reported := self._governor.read.outcome(key, value):
-                self._settle(reported, offset)
+                yield from self._settle(reported, offset)
             return
+        policies = self._policies_now(ctx)
+        place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)
+        state = self._state_of(subject)
         try:
             if log_topic == self._approvals:
-                yield from self._hear(key, value, partition, offset, ctx)
-                return
-            proposal = self._governor.read.proposal(key, value)
-        except BadInput as refused:
-            yield _letter(self._domain, refused, log_topic, partition, offset, key, value)
+                word = self._governor.read.word(key, value, policies.people)
+                name, at_ms = override_id(word) if isinstance(word.data, Override) else "", state.clock_ms
+                if name and self._seen.contains(name):
+                    return
+                done = self._governor.hear(state, word, policies, replace(place, trigger="answer"))
+            else:
+                proposal = self._governor.read.proposal(key, value)
+                name, at_ms = proposal.id, proposal.event_ms
+                if self._seen.contains(name):
+                    return
+                done = [self._governor.decide(state, proposal, policies, place)]
+        except NeedsGrant as needed:
+            yield self._ask(subject, record, needed.claim, wall_ms)
             return
-        if self._seen.contains(proposal.id):
-            return
-        policies = self._policies_now(ctx)
-        state = self._state_of(proposal.subject)
-        place = Place(partition, offset, self._policies_offset, "proposal", _wall_ms())
-        decided = self._governor.decide(state, proposal, policies, place)
-        self._seen.put(proposal.id, proposal.event_ms)
+        if name:
+            self._seen.put(name, at_ms)
         if state.decisions % _PRUNE_EVERY == 0:
             self._forget(state.clock_ms - self._remember_ms)
-        yield from self._keep(proposal.subject, state, [decided], ctx)
+        yield from self._keep(subject, state, done, ctx)
 
-    def _hear(
-        self, key: bytes | None, value: bytes | None, partition: int, offset: int, ctx: Any
-    ) -> Iterator[Row]:
-        policies = self._policies_now(ctx)
-        word = self._governor.read.word(key, value, policies.people)
-        if isinstance(word.data, Override) and self._seen.contains(override_id(word)):
+    def _ask(self, subject: str, record: Any, claim: Claim, wall_ms: int) -> Row:
+        """Claim, and let the subject wait: this record first, then all that comes for it."""
+        del self._known[subject]  # changed on the way; what is stored counts
+        state = self._state_of(subject)
+        state.waits_for, state.waits_since_ms = claim.claim_id, wall_ms
+        self._subject.update(state.to_json())
+        self._waiting.update([tuple(record), *self._waiting.get()])
+        return limits_row(
+            self._domain, LIMITS_KEY, Claim, claim.model_dump(mode="json"), event_id=claim.claim_id, cause_id=None,
+            at=claim.at,
+        )  # fmt: skip
+
+    def _go_on(self, subject: str, grant: Grant, ctx: Any) -> Iterator[Row]:
+        """The grant the subject waits for is there (another one is a repeat): everything in its order."""
+        state = self._state_of(subject)
+        if state.waits_for != grant.claim_id:
             return
-        state = self._state_of(word.subject)
-        place = Place(partition, offset, self._policies_offset, "answer", _wall_ms())
-        done = self._governor.hear(state, word, policies, place)
-        if isinstance(word.data, Override):
-            self._seen.put(override_id(word), state.clock_ms)
-        yield from self._keep(word.subject, state, done, ctx)
+        state.waits_for = ""
+        self._subject.update(state.to_json())
+        first, *others = self._waiting.get()
+        self._waiting.update(others)
+        grants = _Grants({grant.claim_id: grant})
+        yield from self._take(subject, first, grants, state.waits_since_ms, ctx)
+        if grant.is_granted and not grants.was_used:  # policies changed meanwhile
+            yield self._settlement(grant.claim_id, "unused", state.clock_ms, None)
+        yield from self._drain(ctx)
+        yield from self._pass_deadlines(_wall_ms(), ctx)
 
     def _keep(
         self, subject: str, state: SubjectState, done: list[Decided], ctx: Any
@@ -161,10 +216,22 @@ class Govern(KeyedBroadcastProcessFunction):
             if decided.command is not None:
                 yield Row("commands", subject, decided.command.decode())
 
-    def _settle(self, reported: Reported, offset: int) -> None:
+    def _settle(self, reported: Reported, offset: int) -> Iterator[Row]:
         state = self._state_of(reported.subject)
-        state.report(reported, offset)
+        claim_id = state.report(reported, offset)
         self._subject.update(state.to_json())
+        if claim_id is not None:
+            how: Literal["failed", "succeeded"] = "failed" if reported.has_failed else "succeeded"
+            yield self._settlement(claim_id, how, reported.event_ms, reported.cost)
+
+    def _settlement(
+        self, claim_id: str, what: Literal["succeeded", "failed", "unused"], at_ms: int, cost: float | None
+    ) -> Row:
+        data = Settlement(claim_id=claim_id, what=what, at=format_time_ms(at_ms), cost=cost)
+        return limits_row(
+            self._domain, LIMITS_KEY, Settlement, data.model_dump(mode="json"),
+            event_id=derive_id(claim_id, STAGE, what), cause_id=claim_id, at=data.at,
+        )  # fmt: skip
 
     def _policies_now(self, ctx: Any) -> PolicySet:
         """The policies as far as they were read; compiled once, after a start or restart."""
@@ -202,6 +269,17 @@ class Govern(KeyedBroadcastProcessFunction):
             yield _letter(self._domain, refused, log_topic, partition, offset, key, text)
         self._policies_offset = offset
         state.put(_READ_UP_TO, str(offset))
+
+
+class _Grants(dict[str, Grant]):
+    """Grants for one record, and whether it needed them."""
+
+    was_used = False
+
+    def get(self, claim_id: str, default: Any = None) -> Any:
+        found = super().get(claim_id, default)
+        self.was_used |= found is not None
+        return found
 
 
 def _wall_ms() -> int:

@@ -22,6 +22,8 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     6. limits, of what was allowed       -> deny   rate_limit
                                                    budget_limit
                                                    in_flight_limit
+       the same over all subjects, and
+       an agent's action kept failing    -> deny   circuit_open, by a grant (udfs/wide_limits)
     8. people, asked by every hold:
        one refuses                       -> deny   refused_by_person
        a deadline, nobody left to ask    -> deny   approval_expired
@@ -48,13 +50,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from contracts.approval import Answer, Override
 from contracts.data import Scalar
-from contracts.decision import Reason
+from contracts.decision import Grant, Reason
 from contracts.domain import DomainContract, columns
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms
+from contracts.limit_claim import Claim, ClaimedLimit
+from contracts.policy import Limit
 from contracts.proposal import Proposal
 from udfs.policy.approval import Hold, Requirement
 from udfs.policy.limits import over_limit
@@ -62,6 +67,7 @@ from udfs.policy.policy_set import PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer
+from udfs.wide_limits.core import scope_of
 
 HOUR_MS = 3_600_000
 # What CEL sees as allowed_1h and allowed_24h, and the least that is remembered for them.
@@ -72,6 +78,17 @@ MAX_CHAINS = 32
 PERSON = "person"
 OVERRIDE = "flyball.override"
 Approved = Collection[tuple[str, int]]
+
+
+class NeedsGrant(Exception):
+    """The decision waits for limits wider than the subject: ask them, then begin again with the grant.
+
+    The subject's state may have been changed on the way: go on from a copy, or from what was stored.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.claim_id)
+        self.claim = claim
 
 
 class Governor:
@@ -108,9 +125,18 @@ class Governor:
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id = None
+        if ruling.verdict == "allow" and self._contract.actions[ruling.action].is_commanded:
+            command_id = derive_id(decision_id, STAGE, "command")
+        claim = self._claim(state, proposal, ruling, decision_id, command_id)
+        if claim is not None:
+            if (grant := place.grants.get(claim.claim_id)) is None:
+                raise NeedsGrant(claim)
+            ruling = _granted(ruling, grant)
+            if not grant.is_granted:
+                command_id = None
+            elif command_id is not None:
+                state.claim(command_id, claim.claim_id)
         if ruling.verdict == "allow":
-            if self._contract.actions[ruling.action].is_commanded:
-                command_id = derive_id(decision_id, STAGE, "command")
             self._remember(state, proposal, policies, ruling, command_id)
         elif ruling.verdict == "hold":
             hold = self._hold(proposal, ruling, decision_id, place, proposed_at, instead_of)
@@ -125,6 +151,24 @@ class Governor:
         return Decided(
             decision, self._write.command(proposal, ruling, decision_id=decision_id, command_id=command_id)
         )
+
+    def _claim(
+        self, state: SubjectState, proposal: Incoming, ruling: Ruling, decision_id: str, command_id: str | None
+    ) -> Claim | None:
+        """What of step 6 is counted over subjects; None when nothing is."""
+        judgement = ruling.judgement
+        is_bounded = judgement is not None and (judgement.wide or judgement.circuit)
+        if ruling.verdict != "allow" or judgement is None or not is_bounded or ruling.override is not None:
+            return None
+        values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        limits = tuple(_claimed(name, limit, values) for name, limit in judgement.wide)
+        what = orjson.dumps([limit.model_dump() for limit in limits]).decode()
+        return Claim(
+            claim_id=derive_id(f"{decision_id}/{what}", STAGE, "claim"), command_id=command_id,
+            subject=proposal.subject, agent=proposal.data.agent, action=ruling.action,
+            at=format_time_ms(state.clock_ms), limits=limits, circuit=judgement.circuit,
+            outcome_within_s=judgement.outcome_within_s or None,
+        )  # fmt: skip
 
     def _hold(
         self, proposal: Incoming, ruling: Ruling, approval_id: str, place: Place,
@@ -540,6 +584,28 @@ class Governor:
             if (value := parameters.get(name)) is not None:
                 variables[variable] = value
         return variables
+
+
+def _claimed(policy: str, limit: Limit, values: Mapping[str, object]) -> ClaimedLimit:
+    per = {name: values.get(name) for name in sorted(limit.per)}
+    asked = None
+    if limit.amount is not None:
+        amount = values.get(limit.amount)
+        if isinstance(amount, (int, float)) and not isinstance(amount, bool) and amount >= 0:
+            asked = float(amount)
+    counted = limit.amount or ("in_flight" if limit.max_in_flight is not None else "count")
+    return ClaimedLimit(
+        policy=policy, scope=scope_of(per, limit.within_s, counted), max_count=limit.max_count,
+        max_total=limit.max_total, max_in_flight=limit.max_in_flight, within_s=limit.within_s, asked=asked,
+    )  # fmt: skip
+
+
+def _granted(ruling: Ruling, grant: Grant) -> Ruling:
+    """The ruling with what wider limits said to it."""
+    recorded = grant.model_dump(mode="json")
+    if grant.is_granted or grant.reason is None:
+        return replace(ruling, grant=recorded)
+    return replace(ruling, grant=recorded, verdict="deny", reason=grant.reason, told=grant.explanation)
 
 
 def override_id(word: Word) -> str:

@@ -21,7 +21,7 @@ from contracts.data import Scalar
 from contracts.decision import PolicyVerdict, Reason, Verdict
 from contracts.envelope import parse_time_ms
 from contracts.errors import PolicyProblem, PolicyRefused
-from contracts.policy import DEFAULT_APPROVAL, Approval, Fallback, Limit, Policy, PolicySwitch
+from contracts.policy import DEFAULT_APPROVAL, Approval, Circuit, Fallback, Limit, Policy, PolicySwitch
 from udfs.policy.cel import Condition, Evaluation, bind, outcome
 
 _ALWAYS: Final = -(2**63)
@@ -44,7 +44,8 @@ class Judgement:
     `matched` are the policies whose condition was true, by policy id. `asks`: for a hold, which
     policy asks whom to approve. The rest comes from the matching allow policies (and those people
     approved) and is empty unless the verdict is allow: `limits`, each with its policy id; the
-    longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them.
+    longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them; `wide`, the
+    limits wider than a subject, each with its policy's name, and the strictest `circuit`.
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -56,6 +57,8 @@ class Judgement:
     errors: tuple[PolicyError, ...] = ()
     asks: tuple[tuple[str, int, Approval], ...] = ()
     limits: tuple[tuple[str, Limit], ...] = ()
+    wide: tuple[tuple[str, Limit], ...] = ()
+    circuit: Circuit | None = None
     outcome_within_s: int = 0
     cooldown_s: int = 0
     obligations: Mapping[str, Scalar] = field(default_factory=dict)
@@ -188,7 +191,13 @@ class Scope:
             Reason.ALLOWED,
             _why(allowing),
             tuple(matched),
-            limits=tuple((p.policy_id, limit) for p in allows for limit in p.limits),
+            limits=tuple((p.policy_id, limit) for p in allows for limit in p.limits if not limit.is_wide),
+            wide=tuple(
+                (f"{p.policy_id}@{p.version}", limit) for p in allows for limit in p.limits if limit.is_wide
+            ),
+            circuit=min(
+                (p.circuit for p in allows if p.circuit is not None), key=lambda c: c.failures, default=None
+            ),
             outcome_within_s=max(p.outcome_within_s or 0 for p in allows),
             cooldown_s=max(p.cooldown_s or 0 for p in allows),
             obligations=_together(p.obligations for p in allows),
@@ -262,7 +271,7 @@ class PolicySet:
         self._starts = sorted({entry.effective_ms for entry in self._entries})
         self._scopes: dict[tuple[object, ...], Scope] = {}
         self._canaries = tuple(p for p in self._policies if p.status == "canary")
-        limits = [limit for policy in self._policies for limit in policy.limits]
+        limits = [limit for policy in self._policies for limit in policy.limits if not limit.is_wide]
         self.counts_in_detail = any(
             limit.amount is not None or not {"subject", "action"}.issuperset(limit.per) for limit in limits
         )

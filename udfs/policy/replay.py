@@ -12,11 +12,12 @@ from typing import Any
 
 import orjson
 
+from contracts.decision import Grant, Reason
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
 from contracts.proposal import Proposal
 from udfs.policy.audit import Line
-from udfs.policy.govern import Governor
+from udfs.policy.govern import Governor, NeedsGrant
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Incoming, Reported
 from udfs.policy.subject import SubjectState
@@ -82,7 +83,7 @@ def replay(
     settled = 0
     pending: list[bytes] = []
     made_from: object = None
-    for line in chain:
+    for number, line in enumerate(chain):
         recorded = orjson.loads(line.value or b"")
         inputs = recorded["data"]["inputs"]
         came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
@@ -92,11 +93,44 @@ def replay(
                 state.report(reported, offset)
                 settled += 1
             policies = policies_at[inputs["policies_offset"]]
-            pending = [done.decision for done in _again(governor, state, recorded, answers, policies)]
+            done, state = _with_grants(governor, state, recorded, chain[number:], answers, policies)
+            pending = [each.decision for each in done]
             made_from = came_from
         remade = pending.pop(0) if pending else b"null"
         is_same = remade == line.value
         yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same)
+
+
+def _with_grants(
+    governor: Governor,
+    state: SubjectState,
+    recorded: Mapping[str, Any],
+    lines: Sequence[Line],
+    answers: Mapping[int, tuple[bytes | None, bytes | None]],
+    policies: PolicySet,
+) -> tuple[list[Decided], SubjectState]:
+    """The same, wider limits answering as they did; a claim nobody made then (candidates) is granted."""
+    data = recorded["data"]
+    is_simple = data["inputs"]["trigger"] == "proposal"  # changes nothing before it claims
+    before = None if is_simple else state.to_json()
+    grants: dict[str, Grant] = {}
+    while True:
+        try:
+            return _again(governor, state, recorded, answers, policies, grants), state
+        except NeedsGrant as needed:
+            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines)
+            if before is not None:
+                state = SubjectState.from_json(before)
+
+
+def _recorded_grant(claim_id: str, lines: Sequence[Line]) -> Grant:
+    for line in lines[:64]:
+        grant = orjson.loads(line.value or b"{}")["data"].get("grant")
+        if grant is not None and grant["claim_id"] == claim_id:
+            return Grant.model_validate(
+                {**grant, "reason": None if grant["reason"] is None else Reason(grant["reason"])}
+            )
+    return Grant(claim_id=claim_id, is_granted=True)
 
 
 def _again(
@@ -105,14 +139,16 @@ def _again(
     recorded: Mapping[str, Any],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
+    grants: Mapping[str, Grant],
 ) -> list[Decided]:
     """What comes of the trigger that a recorded entry names."""
     inputs = recorded["data"]["inputs"]
     wall_ms = parse_time_ms(inputs["wall_time"]) if inputs["wall_time"] else 0
     if inputs["trigger"] == "proposal":
         place = Place(
-            inputs["proposal_partition"], inputs["proposal_offset"], inputs["policies_offset"], "proposal", wall_ms
-        )
+            inputs["proposal_partition"], inputs["proposal_offset"], inputs["policies_offset"], "proposal", wall_ms,
+            grants,
+        )  # fmt: skip
         return [governor.decide(state, proposal_in(recorded), policies, place)]
     if inputs["trigger"] == "clock":
         place = Place(policies_offset=inputs["policies_offset"], trigger="clock", wall_ms=wall_ms)
@@ -122,5 +158,5 @@ def _again(
         word = governor.read.word(*answers[offset], policies.people)
     except (KeyError, BadInput):  # the answer is gone, or other people are known: nothing comes of it
         return []
-    place = Place(inputs["proposal_partition"], offset, inputs["policies_offset"], "answer", wall_ms)
+    place = Place(inputs["proposal_partition"], offset, inputs["policies_offset"], "answer", wall_ms, grants)
     return governor.hear(state, word, policies, place)

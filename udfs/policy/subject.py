@@ -14,6 +14,8 @@ from udfs.policy.reading import Reported
 
 # Ends of holds remembered per subject.
 MAX_CLOSED = 32
+# Commands per subject whose outcomes settle claims on wider limits.
+MAX_CLAIMS = 256
 # One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
 Allowed = int | list[Any]
 
@@ -33,6 +35,9 @@ class SubjectState:
     outcomes_offset: the last outcome applied.
     holds: approval id -> what waits for people (times of people are wall time in ms).
     closed: approval id -> how it ended, of the last holds.
+    claims: command id -> the claim on wider limits that its outcome settles.
+    waits_for: the claim that must be granted before anything else about the subject is read.
+    waits_since_ms: the wall clock when it was made.
     """
 
     clock_ms: int = 0
@@ -45,11 +50,15 @@ class SubjectState:
     outcomes_offset: int = -1
     holds: dict[str, Hold] = field(default_factory=dict)
     closed: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, str] = field(default_factory=dict)
+    waits_for: str = ""
+    waits_since_ms: int = 0
 
     def to_json(self) -> str:
         return orjson.dumps(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
-             self.decisions, self.head, self.outcomes_offset, self.holds, self.closed]
+             self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
+             self.claims, self.waits_for, self.waits_since_ms]
         ).decode()  # fmt: skip
 
     @classmethod
@@ -59,6 +68,12 @@ class SubjectState:
         state = cls(*orjson.loads(text))
         state.holds = {name: Hold.from_dict(raw) for name, raw in state.holds.items()}  # type: ignore[arg-type]
         return state
+
+    def claim(self, command_id: str, claim_id: str) -> None:
+        """The command's outcome will settle this claim; the oldest are forgotten."""
+        self.claims[command_id] = claim_id
+        while len(self.claims) > MAX_CLAIMS:
+            del self.claims[next(iter(self.claims))]
 
     def close(self, approval_id: str, how: str) -> None:
         """A hold has ended; its end is remembered for those who answer late."""
@@ -98,23 +113,25 @@ class SubjectState:
             del self.in_flight[name]
         return list(self.in_flight.values())
 
-    def report(self, reported: Reported, offset: int) -> None:
+    def report(self, reported: Reported, offset: int) -> str | None:
         """Take an outcome in: its command is no longer in flight; a failure starts the cool-down.
 
         A cost takes the place of what budgets had reserved. An outcome whose command is not known
-        (lapsed, or a repeat) changes nothing.
+        (lapsed, or a repeat) changes nothing. Gives the claim that this outcome settles, if one.
         """
         self.outcomes_offset = offset
+        claim_id = self.claims.pop(reported.command_id, None)
         flight = self.in_flight.pop(reported.command_id, None)
         if flight is not None and reported.has_failed and flight[2]:
             until = reported.event_ms + flight[2]
             self.cooling_ms[flight[0]] = max(self.cooling_ms.get(flight[0], 0), until)
         if reported.cost is None:
-            return
+            return claim_id
         for allowed in self.allowed.values():
             for entry in allowed:
                 if isinstance(entry, list) and entry[3] == reported.command_id:
                     entry[4] = reported.cost
+        return claim_id
 
 
 def _at(entry: Allowed) -> int:

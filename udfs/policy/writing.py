@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from contracts.command import Command
 from contracts.data import Scalar
-from contracts.decision import Decision, Noted, Reason, Trigger, Verdict
+from contracts.decision import Decision, Grant, Noted, Reason, Trigger, Verdict
 from contracts.envelope import format_time_ms, schema_urn
 from udfs.policy.policy_set import Judgement
 from udfs.policy.reading import Incoming
@@ -22,7 +22,8 @@ STAGE = "govern"
 class Place:
     """Where in the log `govern` stands when it decides, and the wall clock; recorded with the decision.
 
-    `partition` and `offset` are those of what triggered it (nothing for the clock).
+    `partition` and `offset` are those of what triggered it (nothing for the clock). `grants`: what
+    limits wider than the subject said to the claims of this trigger, by claim id.
     """
 
     partition: int = 0
@@ -30,6 +31,7 @@ class Place:
     policies_offset: int = -1
     trigger: Trigger = "proposal"
     wall_ms: int = 0
+    grants: Mapping[str, Grant] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Ruling:
     candidate: dict[str, object] | None = None
     approval: Mapping[str, object] | None = None
     override: Mapping[str, object] | None = None
+    grant: Mapping[str, object] | None = None
     replaced: Mapping[str, object] | None = None
 
     @property
@@ -123,6 +126,7 @@ class Writer:
                 "candidate": ruling.candidate,
                 "approval": ruling.approval,
                 "override": ruling.override,
+                "grant": ruling.grant,
                 "command_id": command_id,
                 "inputs": self._inputs(
                     state, place, proposed_at, proposal.sha256, waits=ruling.verdict == "hold"
