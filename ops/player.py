@@ -57,7 +57,9 @@ def read_file(
 
     Rows that are no facts come out as RefusedLine, in place. A row that leaps ahead of both its
     neighbours by more than `max_ahead_ms` is refused: one wild timestamp must not move the clock.
-    Raises SetupFailed when the file cannot be read.
+    Where the world's files stand in no order of time (`plays_by_time`), the file is read whole and its
+    facts come in the order of event time, equal times as written, behind what is refused; then no
+    row leaps. Raises SetupFailed when the file cannot be read.
     """
     name = subject or (path.stem if path else None)
     try:
@@ -71,7 +73,21 @@ def read_file(
             found = _read_jsonl(_chain(first, lines), world, name)
         else:
             found = _read_csv(first, lines, world, name)
-        yield from _refuse_leaps(found, max_ahead_ms)
+        if getattr(world, "plays_by_time", False):
+            yield from _by_time(found)
+        else:
+            yield from _refuse_leaps(found, max_ahead_ms)
+
+
+def _by_time(lines: Iterator[Line]) -> Iterator[Item]:
+    """What is no fact at once, in place; then the facts by event time."""
+    facts: list[NewFact] = []
+    for _, _, item in lines:
+        if isinstance(item, NewFact):
+            facts.append(item)
+        else:
+            yield item
+    yield from sorted(facts, key=lambda fact: fact.event_ms)
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

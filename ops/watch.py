@@ -199,8 +199,10 @@ class Watch(threading.Thread):
             seen.latest.append(event)
             if latency is not None:
                 seen.decision_ms.append(latency)
-            if self._decision_key is not None and (key := self._decision_key(data)) is not None:
-                self._keyed[key] = (str(data.get("verdict")), str(data.get("action")))
+            if self._decision_key is not None:
+                key = self._decision_key({**data, "subject": event.get("subject")})
+                if key is not None:
+                    self._keyed[key] = (str(data.get("verdict")), str(data.get("action")))
         else:
             seen.commands += 1
             seen.actions[str(data.get("action"))] += 1

@@ -60,7 +60,10 @@ DecisionOf = Callable[[str], tuple[str, str] | None]
 
 
 class World(Protocol):
-    """What `ops/worlds/<domain>.py` gives as WORLD."""
+    """What `ops/worlds/<domain>.py` gives as WORLD.
+
+    A world whose files stand in no order of time says so with `plays_by_time = True`.
+    """
 
     def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact:
         """One CSV row (or bare JSON object of the same columns) as a fact.
@@ -76,7 +79,10 @@ class World(Protocol):
         """A seeded input for a domain that ships none."""
 
     def decision_key(self, decision: Mapping[str, Any]) -> str | None:
-        """Which key of `decision_of` a decision's data answers; None when the world does not wait."""
+        """Which key of `decision_of` a decision answers; None when the world does not wait.
+
+        `decision` is its data, with the `subject` it is about.
+        """
 
     def handlers(self, seed: int) -> Mapping[str, Handler]:
         """One handler an action: the simulated actuators of the embedded default."""

@@ -234,3 +234,16 @@ def test_every_partition_gets_a_tick_when_event_time_is_told() -> None:
 def test_a_row_is_refused_when_its_columns_are_not_the_domains() -> None:
     with pytest.raises(BadInput, match="timestamp and value"):
         load_world("machines").row_to_fact({"time": "2014-01-01T00:00:00Z", "value": "1"}, "m-1")
+
+
+def test_facts_come_by_event_time_when_a_worlds_files_stand_in_no_order_of_time(file: Path) -> None:
+    class Unordered:
+        plays_by_time = True
+        row_to_fact = load_world("machines").row_to_fact
+
+    file.write_text(HEADER + "2014-01-09,9\n2014-01-01,1\nno time,5\n2014-01-05,5\n2014-01-01,2\n")
+    items = list(read_file(file, Unordered(), subject=None, max_ahead_ms=HOUR_MS))  # type: ignore[arg-type]
+    refused, *facts = items
+    assert isinstance(refused, RefusedLine)
+    assert refused.line == 4
+    assert [item.data["temperature"] for item in facts if isinstance(item, NewFact)] == [1.0, 2.0, 5.0, 9.0]

@@ -72,6 +72,6 @@ def test_the_domains_there_are_are_named_when_one_is_unknown(domain_yaml: Path, 
         load_settings(name)
 
 
-@pytest.mark.parametrize("domain", ["machines", "payments"])
+@pytest.mark.parametrize("domain", ["loans", "machines", "payments"])
 def test_shipped_settings_are_accepted(domain: str) -> None:
     assert load_settings(domain).domain == domain
