@@ -305,10 +305,11 @@ class Emitter:
         done.facts += 1
 
     def tick(self, event_ms: int) -> None:
-        """One tick fact on every partition: event time has passed `event_ms` everywhere."""
-        for partition in range(topic("facts").partitions):
-            fact = NewFact(ClockTicked.event_type, f"clock-{partition}", event_ms, {}, str(event_ms))
-            self._writer.send(
-                self._facts, key=fact.subject.encode(), value=self.encode(fact), partition=partition
-            )
+        """One tick on every partition `context` reads: event time has passed `event_ms` everywhere."""
+        for row in (topic("facts"), topic("outcomes")):
+            for partition in range(row.partitions):
+                fact = NewFact(ClockTicked.event_type, f"clock-{partition}", event_ms, {}, f"{row.name} {event_ms}")
+                self._writer.send(
+                    row.of(self._contract.name), key=fact.subject.encode(), value=self.encode(fact), partition=partition
+                )
         self._writer.flush()

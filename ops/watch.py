@@ -13,6 +13,7 @@ import orjson
 from kafka import TopicPartition
 
 from contracts.decision import Decision
+from contracts.fact import ClockTicked
 from contracts.topics import topic
 from ops import kafka
 from ops.world import DecisionOf
@@ -155,9 +156,9 @@ class Watch(threading.Thread):
             if kind == "facts":
                 seen.facts += 1
             return
+        if event.get("type") == ClockTicked.event_type:
+            return
         if kind == "facts":
-            if event.get("type") == "flyball.clock_ticked":
-                return
             seen.facts += 1
             if seen.first_fact_ms is None:
                 seen.first_fact_ms = record.appended_ms

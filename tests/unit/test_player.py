@@ -227,8 +227,9 @@ def test_every_partition_gets_a_tick_when_event_time_is_told() -> None:
     broker = StandInBroker()
     Emitter(load_domain("machines"), StandInProducer(broker), file_name="x").tick(1_400_000_000_000)  # type: ignore[arg-type]
     ticks = [orjson.loads(value or b"") for value in broker.values("machines.facts")]
-    assert [t["type"] for t in ticks] == ["flyball.clock_ticked"] * 4
-    assert len({t["id"] for t in ticks}) == 4
+    ticks += [orjson.loads(value or b"") for value in broker.values("machines.outcomes")]
+    assert [t["type"] for t in ticks] == ["flyball.clock_ticked"] * 8
+    assert len({t["id"] for t in ticks}) == 8
 
 
 def test_a_row_is_refused_when_its_columns_are_not_the_domains() -> None:

@@ -55,7 +55,7 @@ class Requirement:
         named = [values.get(name) for name in terms.not_by]
         return cls(
             policy_id, version, list(terms.roles), terms.approvers,
-            [str(name) for name in named if name is not None],
+            sorted({str(name) for name in named if name is not None}),
             deadline_ms(now_ms, terms), [later.model_dump(mode="json") for later in terms.escalate],
         )  # fmt: skip
 
