@@ -8,12 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contracts.audit_head import AuditHead
 from udfs.policy.audit import Bad, Line, audit, read
 from udfs.policy.heads import Anchor, Sealed, Seals, check, resume, seal
-from udfs.policy.signing import public_text, sign, to_sign
+from udfs.policy.signing import is_signed, public_text, sign, to_sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
@@ -123,6 +124,17 @@ def test_a_sealer_that_starts_again_does_not_believe_a_changed_log() -> None:
     name, value = seal(sealed, new, domain="machines", key=KEY, now_ms=START_MS + 120_000)
     found = checked(forged, [*heads, Line(0, 2, name.encode(), value)])
     assert [(bad.subject, bad.offset, bad.entry) for bad in found.bad] == [("m-1", 2, 2)]
+
+
+@pytest.mark.parametrize("subject", ["m-1", 'a "quoted" \\ / \u00e9 \u20ac \U0001f600', "\u0085\u2028\ufeff"])
+def test_a_head_is_signed_over_canonical_json_and_its_leaves_are(subject: str) -> None:
+    """RFC 8785 by the library whose bytes anybody else would make, for names of all kinds."""
+    (line,) = a_chain(subject, [0])
+    (head,) = sealed_by([line], 1)
+    data = data_of(head)
+    assert is_signed(PUBLIC, data["signature"], to_sign("machines", "1", AuditHead.event_type, data))
+    leaf = rfc8785.dumps({"subject": subject, "number": 1, "sha256": digest(line)})
+    assert data["root"] == hashlib.sha256(b"\x00" + leaf).hexdigest()
 
 
 # --- a touched log -------------------------------------------------------------------------------

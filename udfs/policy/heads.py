@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
@@ -27,7 +26,7 @@ from contracts.audit_head import AuditHead
 from contracts.envelope import derive_id, format_time_ms, schema_urn
 from udfs.policy.audit import Bad, Line, Read
 from udfs.policy.merkle import Tree
-from udfs.policy.signing import is_signed, public_text, sign, to_sign
+from udfs.policy.signing import is_signed, public_text, sign
 from udfs.serde import write_event
 
 STAGE = "sealer"
@@ -74,7 +73,22 @@ class Sealed:
 
 
 def _leaf(subject: str, number: int, sha256: str) -> bytes:
-    return rfc8785.dumps({"subject": subject, "number": number, "sha256": sha256})
+    return _canonical({"subject": subject, "number": number, "sha256": sha256})
+
+
+def _message(domain: str, subject: str, data: Mapping[str, Any]) -> bytes:
+    """What a head's signature covers: the bytes of udfs/policy/signing.py `to_sign`."""
+    signed = {name: value for name, value in data.items() if name != "signature"}
+    return _canonical({"domain": domain, "subject": subject, "type": AuditHead.event_type, "data": signed})
+
+
+def _canonical(value: object) -> bytes:
+    """RFC 8785 of what a head holds, twenty times as fast as `rfc8785.dumps`.
+
+    The same bytes because keys are ASCII, integers are below 2^53, there is no float, and no string has a
+    control character (contracts/audit_head.py, udfs/policy/audit.py `read`): a test compares the two.
+    """
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def resume(heads: Iterable[Line], *, domain: str, public_key: str) -> tuple[Sealed, int]:
@@ -130,7 +144,7 @@ def seal(
         "previous": before,
         "key": public_text(key),
     }  # fmt: skip
-    data["signature"] = sign(key, to_sign(domain, name, AuditHead.event_type, data))
+    data["signature"] = sign(key, _message(domain, name, data))
     value = write_event(
         event_id=derive_id(f"{domain}/{before or ''}", STAGE, "audit-head", number),
         source=f"/flyball/{domain}/{STAGE}",
@@ -158,11 +172,7 @@ def read_head(line: Line, *, domain: str, public_key: str) -> Head:
         raise BadHead(f"inserted or changed: its type, subject or key are not those of head {data.number}")
     if data.key != public_key:
         raise BadHead(f"forged: signed with the key {data.key}, expected {public_key}")
-    try:
-        message = to_sign(domain, subject, kind, raw)
-    except rfc8785.CanonicalizationError:
-        raise BadHead("inserted or changed: it is no audit head") from None
-    if not is_signed(public_key, data.signature, message):
+    if not is_signed(public_key, data.signature, _message(domain, subject, raw)):
         raise BadHead("changed: its signature is not that of its content")
     return Head(data, hashlib.sha256(value).hexdigest())
 
