@@ -13,7 +13,7 @@ from kafka.errors import KafkaError
 
 from contracts.envelope import parse_time_ms
 from contracts.errors import SetupFailed
-from ops import audit, kafka, sealer
+from ops import audit, kafka, people, sealer
 from ops.home import Home
 from ops.people import AUDIT_KEY, key_file, made_key
 from ops.sealer import Sealer
@@ -198,3 +198,12 @@ def test_a_key_is_the_same_for_two_who_make_it_and_readable_by_its_owner_only(tm
     assert public_text(made_key(path)) == public_text(made_key(path))
     assert path.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["one.pem"]
+
+
+def test_nobody_has_the_name_of_the_heads_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "ROOT", tmp_path)
+    file = people.people_file("machines")
+    file.parent.mkdir(parents=True)
+    file.write_text("roles: {approver: {}}\npeople:\n  - {person: audit-heads, roles: [approver]}\n")
+    with pytest.raises(SetupFailed, match="that key signs the audit heads"):
+        people.people(Home(tmp_path), "machines")
