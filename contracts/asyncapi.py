@@ -21,7 +21,9 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "approvals": ("govern",),
     "limits": ("govern",),
     "policies": ("govern",),
+    "decisions": ("sealer",),
     "commands": ("actuators",),
+    "audit-heads": ("sealer",),
 }
 _BINDING: Final = "0.5.0"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contracts.approval import Answer, Override, Person
+from contracts.audit_head import AuditHead
 from contracts.command import Command
 from contracts.data import Data
 from contracts.dead_letter import DeadLetter
@@ -51,6 +52,7 @@ _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "limits": (Claim, Settlement, Grant, CircuitMoved),
     "policies": (Policy, PolicySwitch, Person),
     "models": (ModelAlias,),
+    "audit-heads": (AuditHead,),
     "dead-letters": (DeadLetter,),
     "late-facts": (LateFact,),
 }

@@ -42,6 +42,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic("approvals", "subject", "a person's signed answer to a hold, or override", "people", _DATA_PARTITIONS, FOREVER),
     Topic("policies", "policy id/version, switch scope, or person", "a version of a policy, a switch, or a person", "people", 1, FOREVER),
     Topic("models", "alias/version", "which artefact an alias stands for", "people", 1, FOREVER),
+    Topic("audit-heads", "head number", "what every chain of decisions ended with, signed", "sealer", 1, FOREVER),
     Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job", 1, FOREVER),
     Topic("late-facts", "subject", "a fact too late for its event-time window (the fast lane used it)", "context", 1, 30 * DAY_MS),
 )  # fmt: skip

@@ -35,6 +35,9 @@ class Settings(BaseModel):
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
     )
+    seal_every_s: float = Field(
+        default=60, gt=0, le=86_400, description="wall time between signed audit heads"
+    )
     agents: str = Field(default="", description="agents file; default conf/<domain>/agents.yaml")
     largest_window_s: int = Field(
         default=3600, ge=0, description="event time; a played input ends with a tick this far on"

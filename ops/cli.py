@@ -307,20 +307,43 @@ def replay(
 
 
 @command(audit_app, "verify")
-def audit_verify(domain: Domain, as_json: AsJson = False) -> None:
-    """Check each subject's chain of decisions over the topic itself; names the first bad record."""
+def audit_verify(
+    domain: Domain,
+    since: Since = None,
+    until: Until = None,
+    public_key: Annotated[
+        str | None, typer.Option(help="the heads' key (base64url), without this home's key file")
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option(help="NUMBER:SHA256 of a head noted elsewhere; it must still be there")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check each subject's chain of decisions and each signed head, over the topics; names the first bad record.
+
+    --from and --to restrict which entries are counted. Chains and heads are read from their beginning
+    whatever they say, and what is bad at any time is told: later entries rest on it.
+    """
     from ops import audit
 
-    found = audit.verify(_bootstrap(), domain)
-    told = audit.told(found)
+    found = audit.verify(
+        _bootstrap(), domain,
+        public_key=public_key or audit.key_of_home(_home(), domain),
+        period=audit.read_period(since, until),
+        anchor=None if anchor is None else audit.read_anchor(anchor),
+    )  # fmt: skip
+    told = found.told()
     if as_json:
         _print_json(told)
     else:
         out.print(
-            f"{told['entries']} entries of {told['subjects']} subjects, {told['superseded']} superseded, {told['bad']} bad"
+            f"{told['entries']} entries of {told['subjects']} subjects, {told['superseded']} superseded;"
+            f" {told['heads']} heads, {told['unsealed']} entries not sealed yet; {told['bad']} bad"
         )
+        if last := told["last_head"]:
+            out.print(f"last head, to be noted elsewhere: {last['number']}:{last['sha256']}", soft_wrap=True)
         for bad in found.bad[:20]:
-            err.print(f"[red]{bad.told()}[/red]")
+            err.print(bad.told(), style="red", markup=False, highlight=False, soft_wrap=True)
     if found.bad:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from ops import cluster
 from ops.home import CHECKOUT, Home
 from ops.ports import choose
 from ops.setup import fetch_jars
+from ops.supervisor import SIDE_PROCESSES
 
 START_PATIENCE_S = 120.0
 
@@ -68,8 +69,9 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None) -> None:
         shutil.rmtree(home.run, ignore_errors=True)
         shutil.rmtree(home.logs, ignore_errors=True)
     shutil.rmtree(home.run / "jobs", ignore_errors=True)
-    for stale in (home.run / "actuators").glob("*.[jr]*"):  # requests and ready marks, not memory
-        stale.unlink()
+    for kind in SIDE_PROCESSES:
+        for stale in (home.run / f"{kind}s").glob("*.[jr]*"):  # requests and ready marks, not memory
+            stale.unlink()
     home.logs.mkdir(parents=True, exist_ok=True)
     home.run.mkdir(parents=True, exist_ok=True)
     ports = choose(configured_ports())
@@ -153,7 +155,8 @@ def stop_orphans(home: Home) -> bool:
             continue
         try:
             process = psutil.Process(pid)
-            mine = str(home.path) in " ".join(process.cmdline()) or "ops.actuator" in process.cmdline()
+            command = process.cmdline()
+            mine = str(home.path) in " ".join(command) or {f"ops.{kind}" for kind in SIDE_PROCESSES} & {*command}
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found = True
                 process.terminate()
@@ -180,20 +183,37 @@ def memory_mib(home: Home) -> dict[str, float]:
 
 def want_actuator(home: Home, domain: str, seed: int) -> None:
     """Ask the supervisor for an actuator of `domain`."""
-    folder = home.run / "actuators"
+    _want(home, "actuator", domain, ["--seed", str(seed)])
+
+
+def want_sealer(home: Home, domain: str) -> None:
+    """Ask the supervisor for the sealer of `domain`'s audit heads."""
+    _want(home, "sealer", domain, [])
+
+
+def _want(home: Home, kind: str, domain: str, arguments: list[str]) -> None:
+    folder = home.run / f"{kind}s"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{domain}.ready").unlink(missing_ok=True)
     staged = folder / f"{domain}.new"
-    staged.write_text(json.dumps(["--seed", str(seed)]))
+    staged.write_text(json.dumps(arguments))
     staged.replace(folder / f"{domain}.json")
 
 
 def wait_actuator(home: Home, domain: str) -> None:
+    _wait_for(home, "actuator", domain)
+
+
+def wait_sealer(home: Home, domain: str) -> None:
+    _wait_for(home, "sealer", domain)
+
+
+def _wait_for(home: Home, kind: str, domain: str) -> None:
     deadline = time.monotonic() + START_PATIENCE_S
-    while not (home.run / "actuators" / f"{domain}.ready").exists():
+    while not (home.run / f"{kind}s" / f"{domain}.ready").exists():
         state = home.read_state()
         if state.get("state") == "failed" or time.monotonic() > deadline:
             raise SetupFailed(
-                f"the actuator of {domain!r} did not start: {state.get('error') or home.logs}"
+                f"the {kind} of {domain!r} did not start: {state.get('error') or home.logs}"
             )
         time.sleep(0.05)

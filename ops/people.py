@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from jobs.settings import ROOT, read_yaml
 from ops import kafka
 from ops.home import Home
 from udfs.policy.signing import public_text
+
+# The key of the domain's audit heads lies among those of people (ops/sealer.py).
+AUDIT_KEY = "audit-heads"
 
 
 class _Role(BaseModel):
@@ -68,6 +72,8 @@ def _read(domain: str) -> _File:
         place = ".".join(str(part) for part in first["loc"])
         raise SetupFailed(f"{path}: {place}: {first['msg']}, came {first['input']!r:.100}") from None
     names = [entry.person for entry in found.people]
+    if AUDIT_KEY in names:
+        raise SetupFailed(f"{path}: expected another name than {AUDIT_KEY!r}: that key signs the audit heads")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SetupFailed(f"{path}: expected each person once, came {twice} twice")
     for entry in found.people:
@@ -91,15 +97,17 @@ def own_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def _made_key(path: Path) -> Ed25519PrivateKey:
-    """The key in `path`; a new one when there is none."""
+def made_key(path: Path) -> Ed25519PrivateKey:
+    """The key in `path`; a new one when there is none. Of two who make it at once, one's is taken by both."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         staged = path.with_suffix(f".{os.getpid()}.new")
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
-        staged.replace(path)
+        with suppress(FileExistsError):
+            path.hardlink_to(staged)
+        staged.unlink()
     return own_key(path)
 
 
@@ -114,7 +122,7 @@ def people(home: Home, domain: str) -> list[Person]:
             person=entry.person,
             roles=entry.roles,
             may=tuple(sorted({right for role in entry.roles for right in file.roles[role].may})),
-            public_key=entry.public_key or public_text(_made_key(key_file(home, domain, entry.person))),
+            public_key=entry.public_key or public_text(made_key(key_file(home, domain, entry.person))),
         )
         for entry in file.people
     ]

@@ -18,7 +18,7 @@ from rich.table import Table
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
-from ops import flink_jobs, instance, kafka, shipped, trace
+from ops import flink_jobs, instance, kafka, people, shipped, trace
 from ops.home import Home
 from ops.player import Emitted, Emitter, Item, read_file
 from ops.watch import Seen, Watch, percentiles
@@ -47,7 +47,7 @@ def bring_up(
     home: Home, domain: str, *, is_fresh: bool, console: Console, while_pid: int | None = None,
     seed: int = 1, options: tuple[str, ...] = (),
 ) -> tuple[Settings, dict[str, float]]:  # fmt: skip
-    """Broker, cluster, topics, policies, models, jobs and actuator; returns when all of it runs.
+    """Broker, cluster, topics, policies, models, jobs, actuator and sealer; returns when all of it runs.
 
     Raises SetupFailed, JobFailed or PolicyRefused with the cause. Gives the settings in force and
     how long each step took (seconds).
@@ -59,6 +59,7 @@ def bring_up(
     world = load_world(domain)
     del world
     content = shipped.load(home, domain)
+    people.made_key(people.key_file(home, domain, people.AUDIT_KEY))
     is_started = instance.is_running(home)
     if is_started and domain in flink_jobs.wanted(home):
         raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
@@ -75,10 +76,12 @@ def bring_up(
         with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
             submission.go()
             instance.want_actuator(home, domain, seed)
+            instance.want_sealer(home, domain)
             submission.wait()
             flink_jobs.want(home, domain, options)
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
+            instance.wait_sealer(home, domain)
     except BaseException:
         submission.cancel()
         raise

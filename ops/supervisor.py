@@ -1,6 +1,6 @@
 """The supervisor: one background process that keeps the embedded parts alive.
 
-It starts the broker, the JobManager and the TaskManagers (and the actuators asked for), submits jobs
+It starts the broker, the JobManager and the TaskManagers (and the actuators and sealers asked for), submits jobs
 again from their last checkpoints after a JobManager died (a standalone one forgets them), writes what
 it knows to `run/instance.json`, and brings a dead process back at most `MAX_RESTARTS` times in
 `RESTART_WINDOW_S`. After that it records which process died and why, and stops everything.
@@ -34,6 +34,8 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 # A JVM that writes its class data at its first end takes some seconds for it.
 STOP_PATIENCE_S = 30.0
+# One of each a domain: `python -m ops.<kind> DOMAIN`, asked for in run/<kind>s/<domain>.json.
+SIDE_PROCESSES = ("actuator", "sealer")
 
 
 @dataclass
@@ -126,34 +128,33 @@ class Supervisor:
         self.parts["broker"].start()
         self.write()
 
-    def wanted_actuators(self) -> dict[str, list[str]]:
-        """Domain -> extra arguments, as asked for in run/actuators/<domain>.json."""
+    def _wanted(self) -> dict[str, tuple[str, str, list[str]]]:
+        """Name of the part -> kind, domain and extra arguments, as asked for in run/<kind>s/<domain>.json."""
         found = {}
-        for path in (self.home.run / "actuators").glob("*.json"):
-            try:
-                found[path.stem] = list(json.loads(path.read_text()))
-            except (json.JSONDecodeError, FileNotFoundError):
-                continue
+        for kind in SIDE_PROCESSES:
+            for path in (self.home.run / f"{kind}s").glob("*.json"):
+                try:
+                    found[f"{kind}-{path.stem}"] = (kind, path.stem, list(json.loads(path.read_text())))
+                except (json.JSONDecodeError, FileNotFoundError):
+                    continue
         return found
 
     def step(self) -> None:
-        wanted = self.wanted_actuators()
-        for domain, arguments in wanted.items():
-            name = f"actuator-{domain}"
+        wanted = self._wanted()
+        for name, (kind, domain, arguments) in wanted.items():
             if name not in self.parts and self.state == "ready":
-                ready_file = self.home.run / "actuators" / f"{domain}.ready"
+                ready_file = self.home.run / f"{kind}s" / f"{domain}.ready"
+                command = [sys.executable, "-m", f"ops.{kind}", domain, *arguments]
                 self._add(
                     name,
-                    lambda domain=domain, arguments=arguments: [  # type: ignore[misc]
-                        sys.executable, "-m", "ops.actuator", domain, *arguments,
-                    ],
+                    lambda command=command: command,  # type: ignore[misc]
                     {"FLYBALL_HOME": str(self.home.path), "PYTHONPATH": str(CHECKOUT)},
                     lambda ready_file=ready_file: ready_file.exists(),  # type: ignore[misc]
-                )  # fmt: skip
+                )
                 ready_file.unlink(missing_ok=True)
                 self.parts[name].start()
-        for name in [n for n in self.parts if n.startswith("actuator-")]:
-            if name.removeprefix("actuator-") not in wanted:
+        for name in [n for n in self.parts if n.startswith(tuple(f"{kind}-" for kind in SIDE_PROCESSES))]:
+            if name not in wanted:
                 stop_process(self.parts.pop(name).process)
         for part in self.parts.values():
             if part.process is None or part.process.poll() is not None:
@@ -231,16 +232,23 @@ class Supervisor:
         )
 
     def stop(self) -> None:
-        """Actuators first, then Flink, then the broker, so that nobody talks to a closed port."""
+        """Actuators and Flink first, then the sealers, which seal what those left, then the broker.
+
+        So nobody talks to a closed port.
+        """
         order = sorted(
             self.parts.values(),
-            key=lambda p: (p.name == "broker", p.name == "jobmanager", p.name),
+            key=lambda p: (p.name == "broker", _is_sealer(p), p.name == "jobmanager", p.name),
         )
         for part in order:
-            if part.name != "broker" and part.process:
+            if part.name != "broker" and not _is_sealer(part) and part.process:
                 part.process.terminate()
         for part in order:
             stop_process(part.process)
+
+
+def _is_sealer(part: Part) -> bool:
+    return part.name.startswith("sealer-")
 
 
 def stop_process(process: subprocess.Popen[bytes] | None) -> None:

@@ -29,6 +29,7 @@ from tests.loop import Loop, Said
 for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
+os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
@@ -162,7 +163,9 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
         assert "Job has been submitted with JobID" in said, said[-3000:]
     flink_jobs.wait_running(home, domain, timeout_s=300)
     embedded.want_actuator(home, domain, seed=1)
+    embedded.want_sealer(home, domain)
     embedded.wait_actuator(home, domain)
+    embedded.wait_sealer(home, domain)
 
 
 @pytest.fixture(scope="session")

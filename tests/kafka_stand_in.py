@@ -61,6 +61,9 @@ class StandInProducer:
     def flush(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class StandInConsumer:
     """A reader of `topics`; starts where the group committed, or at the beginning."""
@@ -82,6 +85,9 @@ class StandInConsumer:
 
     def seek_to_beginning(self, *places: TopicPartition) -> None:
         self._positions |= dict.fromkeys(places, 0)
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self._positions[place] = offset
 
     def seek_to_end(self, *places: TopicPartition) -> None:
         self._positions |= self.end_offsets(list(places))

@@ -226,7 +226,8 @@ class Loop:
         return "\n  ".join(["Jobs:", *(told or ["none"]), f"Logs in {self.home.logs}:", *lines])
 
     def _complaints(self) -> Iterator[tuple[Any, str]]:
-        for path in sorted(self.home.logs.glob("*.log")) + sorted(self.home.logs.glob("actuator*.out")):
+        processes = [*self.home.logs.glob("actuator*.out"), *self.home.logs.glob("sealer*.out")]
+        for path in sorted(self.home.logs.glob("*.log")) + sorted(processes):
             lines = path.read_text(errors="replace").splitlines()[-400:]
             bad = [line for line in lines if " ERROR " in line or "Caused by" in line or "Error:" in line]
             for line in bad[-4:]:

@@ -86,6 +86,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "alias": "health", "version": 1, "sha256": DIGEST, "artefact_base64": "AAAA",
         "inputs": ["a"], "output": "output", "trained_on": "x",
     },
+    "flyball.audit_head": {
+        "number": 2, "sealed_from": AT, "sealed_at": AT, "ends": {"0": 7, "3": 1}, "entries": 8, "subjects": 5,
+        "changed": [{"subject": "m1", "number": 3, "sha256": DIGEST, "partition": 0, "offset": 6}],
+        "root": DIGEST, "previous": DIGEST, "key": "A" * 43, "signature": "A" * 86,
+    },
     "flyball.dead_letter": {
         "cause": "not_json", "message": "m", "stage": "context", "topic": "machines.facts",
         "partition": 0, "offset": 1, "value_base64": None,

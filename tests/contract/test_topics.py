@@ -36,13 +36,13 @@ def test_topics_are_all_different_when_listed() -> None:
     assert len({row.name for row in TOPICS}) == len(TOPICS)
 
 
-@pytest.mark.parametrize("name", ["policies", "models", "decisions", "commands", "dead-letters"])
+@pytest.mark.parametrize("name", ["policies", "models", "decisions", "commands", "audit-heads", "dead-letters"])
 def test_a_topic_keeps_every_record_when_replay_needs_them(name: str) -> None:
     row = topic(name)
     assert (row.retention_ms, row.cleanup) == (FOREVER, "delete")
 
 
-@pytest.mark.parametrize("name", ["policies", "models"])
+@pytest.mark.parametrize("name", ["policies", "models", "audit-heads"])
 def test_a_control_topic_has_one_partition_when_its_order_is_its_meaning(name: str) -> None:
     assert topic(name).partitions == 1
 

@@ -40,7 +40,7 @@ def test_status_shows_processes_jobs_lag_and_checkpoints(machines: Loop, flyball
     found = json_of(flyball("status", "--json"))
     assert found["state"] == "ready"
     names = {p["name"] for p in found["processes"]}
-    assert {"broker", "jobmanager", "taskmanager-0", "actuator-machines"} <= names
+    assert {"broker", "jobmanager", "taskmanager-0", "actuator-machines", "sealer-machines"} <= names
     jobs = {j["name"]: j for j in found["jobs"]}
     for name in ("context", "propose", "govern"):
         assert jobs[f"machines.{name}"]["state"] == "RUNNING"

@@ -104,11 +104,39 @@ def test_every_chain_is_whole_and_every_decision_comes_out_the_same_again(
     audit = orjson.loads(said.out)
     assert (said.code, audit["ok"], audit["first_bad"], audit["superseded"]) == (0, True, None, 0)
     assert audit["entries"] == len(machines.records("decisions")) > 0
+    assert audit["heads"] >= 1
 
     said = flyball("replay", "machines", "--json")
     replayed = orjson.loads(said.out)
     assert replayed["changes"] == []
     assert (said.code, replayed["decisions"], replayed["different"]) == (0, audit["entries"], 0)
+
+
+def test_heads_are_signed_while_the_domain_runs(machines: Loop, flyball: Callable[..., Any]) -> None:
+    subject = "sealed-1"
+    proposal_id, event = proposal(subject, event_ms=START_MS)
+    machines.send("proposals", (subject, event))
+    machines.decision_of(proposal_id, subject)
+    (decision,) = machines.records("decisions", subject)
+
+    def head_over_it() -> dict[str, Any] | None:
+        heads = [orjson.loads(record.value or b"")["data"] for record in machines.records("audit-heads")]
+        return next((h for h in heads if subject in [end["subject"] for end in h["changed"]]), None)
+
+    head = machines.wait_for("a head over the decision", head_over_it)
+    assert head is not None
+    (end,) = (end for end in head["changed"] if end["subject"] == subject)
+    assert (end["number"], end["partition"], end["offset"]) == (1, decision.partition, decision.offset)
+    assert head["ends"][str(decision.partition)] > decision.offset
+
+    found = orjson.loads(flyball("audit", "verify", "machines", "--json").out)
+    assert (found["ok"], found["first_bad"]) == (True, None)
+    assert found["heads"] >= head["number"]
+    noted = f"{found['last_head']['number']}:{found['last_head']['sha256']}"
+    said = flyball("audit", "verify", "machines", "--anchor", noted, "--public-key", head["key"])
+    assert (said.code, noted in said.out) == (0, True), said.err
+    said = flyball("audit", "verify", "machines", "--public-key", "A" * 43)
+    assert (said.code, "forged: signed with the key" in said.err) == (1, True), said.err
 
 
 def test_a_replay_under_candidates_tells_what_they_would_change(

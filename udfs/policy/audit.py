@@ -1,21 +1,28 @@
 """The audit chain: each decision of a subject names the SHA-256 of the bytes of the one before.
 
-Pure: records in, a report out. What a chain alone cannot show (its newest end cut off or rewritten)
-the signed heads show (`Seals`).
+Pure: records in, a report out. What a chain alone cannot show (its newest end cut off, all of it
+rewritten) the signed heads show (udfs/policy/heads.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
 
+from contracts.envelope import parse_time_ms
+
+# What an audit head can name: as contracts/data.py `Identifier`, and integers RFC 8785 knows.
+_SUBJECT = re.compile(r"[^\x00-\x1f\x7f]{1,256}\Z")
+_MAX_NUMBER = 2**53 - 1
+
 
 class Line(NamedTuple):
-    """A record of the decisions topic."""
+    """A record of the decisions topic, or of the audit heads."""
 
     partition: int
     offset: int
@@ -32,9 +39,24 @@ class Bad:
     subject: str
     entry: int
     what: str
+    topic: str = "decisions"
 
     def told(self) -> str:
-        return f"entry {self.entry} of {self.subject} at {self.partition}/{self.offset}: {self.what}"
+        named = f"entry {self.entry} of {self.subject}" if self.topic == "decisions" else f"head {self.entry}"
+        return f"{named} at {self.topic}/{self.partition}/{self.offset}: {self.what}"
+
+
+class Read(NamedTuple):
+    """What one record says of its place in a chain. `problem`: why it is no entry of any."""
+
+    partition: int
+    offset: int
+    subject: str
+    number: int
+    previous: str | None
+    sha256: str
+    event_time: str | None
+    problem: str | None = None
 
 
 @dataclass
@@ -47,31 +69,65 @@ class Chain:
 
 @dataclass
 class Audit:
-    """What the records of a decisions topic say of themselves."""
+    """What the records of a decisions topic say of themselves.
+
+    `entries`, `superseded` and `subjects` count the period asked for; everything else is of all records.
+    """
 
     entries: int = 0
     superseded: int = 0
+    subjects: set[str] = field(default_factory=set)
+    records: list[Read] = field(default_factory=list)
     chains: dict[str, Chain] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
 
 
-def audit(lines: Iterable[Line], *, allows_repeats: bool) -> Audit:
+@dataclass(frozen=True)
+class Period:
+    """Event time: `from_ms` included, `to_ms` not. Without both, always."""
+
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+    def covers(self, event_time: str | None) -> bool:
+        """What has no readable time belongs to every period."""
+        if self.from_ms is None and self.to_ms is None:
+            return True
+        try:
+            at_ms = parse_time_ms(event_time or "")
+        except ValueError:
+            return True
+        is_begun = self.from_ms is None or at_ms >= self.from_ms
+        return is_begun and (self.to_ms is None or at_ms < self.to_ms)
+
+
+ALWAYS = Period()
+
+
+def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAYS) -> Audit:
     """Check every chain. `lines`: partition by partition, in the order of offsets.
 
     Under at_least_once (`allows_repeats`) a repeated entry supersedes its predecessor and all after
     it; it is counted, and is bad only when it does not follow the entry before. A subject's chain
-    is checked up to its first bad record: what follows one proves nothing.
+    is checked up to its first bad record: what follows one proves nothing. Chains are checked from their
+    beginning whatever the `period`, and bad records of any time are told: what comes later rests on them.
     """
     found = Audit()
     broken: set[str] = set()
     for line in lines:
-        found.entries += 1
-        subject, number, previous, problem = _read(line)
+        record = read(line)
+        found.records.append(record)
+        is_counted = period.covers(record.event_time)
+        if is_counted:
+            found.entries += 1
+            found.subjects.add(record.subject)
+        subject, number = record.subject, record.number
         if subject in broken:
             continue
+        problem = None if record.problem is None else ("here", record.problem)
         if problem is None:
             chain = found.chains.setdefault(subject, Chain())
-            problem = _follows(chain, number, previous, allows_repeats=allows_repeats)
+            problem = _follows(chain, number, record.previous, allows_repeats=allows_repeats)
         if problem is not None:
             broken.add(subject)
             place, what = problem
@@ -80,28 +136,39 @@ def audit(lines: Iterable[Line], *, allows_repeats: bool) -> Audit:
             found.bad.append(Bad(at.partition, at.offset, subject, entry, what))
             continue
         if number <= len(chain.hashes):
-            found.superseded += len(chain.hashes) - number + 1
+            if is_counted:
+                found.superseded += len(chain.hashes) - number + 1
             del chain.lines[number - 1 :], chain.hashes[number - 1 :]
         chain.lines.append(line)
-        chain.hashes.append(hashlib.sha256(line.value or b"").hexdigest())
+        chain.hashes.append(record.sha256)
     found.bad.sort(key=lambda bad: (bad.partition, bad.offset))
     return found
 
 
-def _read(line: Line) -> tuple[str, int, str | None, tuple[str, str] | None]:
-    """Subject, entry number, hash of the entry before; and what is wrong with the record itself."""
+def read(line: Line) -> Read:
+    """The record's place in its chain, by its own words. Never raises."""
     key = (line.key or b"").decode(errors="replace")
+    value = line.value or b""
+    sha256 = hashlib.sha256(value).hexdigest()
+
+    def is_none(what: str, number: int = 0) -> Read:
+        told = f"inserted or changed: {what}"
+        return Read(line.partition, line.offset, key, number, None, sha256, None, told)
+
     try:
-        event = orjson.loads(line.value or b"")
-        subject, entry = event["subject"], event["data"]["entry"]
-        number, previous = entry["number"], entry["previous"]
-        if subject != key:
-            return key, number, None, ("here", f"inserted or changed: its key is {key!r}, its subject {subject!r}")
-        if type(number) is not int or number < 1:
-            return key, 0, None, ("here", f"inserted or changed: its number is {number!r}")
-        return subject, number, previous, None
+        event = orjson.loads(value)
+        subject, data = event["subject"], event["data"]
+        number, previous = data["entry"]["number"], data["entry"]["previous"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return key, 0, None, ("here", "inserted or changed: it is no decision")
+        return is_none("it is no decision")
+    if type(number) is not int or not 1 <= number <= _MAX_NUMBER:
+        return is_none(f"its number is {number!r:.40}")
+    if subject != key or not _SUBJECT.match(key):
+        return is_none(f"its key is {key!r:.300}, its subject {subject!r:.300}", number)
+    time = data.get("event_time")
+    return Read(
+        line.partition, line.offset, subject, number, previous, sha256, time if isinstance(time, str) else None
+    )
 
 
 def _follows(
