@@ -140,7 +140,9 @@ def _java(home: Home, java: Path, log: str, *options: str) -> list[str]:
         str(java / "bin" / "java"),
         *options,
         *ADD_OPENS,
-        f"-Dlog.file={home.logs / log}",
+        # Not `log.file`: where that is set RocksDB logs beside it, in a file named by its whole path, and
+        # that name is too long for a file system when a job is rescaled in a home some folders deep.
+        f"-Dflyball.log.file={home.logs / log}",
         f"-Dlog4j.configurationFile={conf_dir(home) / 'log4j.properties'}",
         "-cp",
         class_path,
@@ -155,6 +157,7 @@ def jobmanager_command(home: Home, java: Path) -> list[str]:
         "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint",
         "--configDir",
         str(conf_dir(home)),
+        f"-Dweb.log.path={home.logs / 'jobmanager.log'}",
     ]
 
 
@@ -171,6 +174,7 @@ def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
         "--configDir",
         str(conf_dir(home)),
         f"-Dtaskmanager.resource-id=taskmanager-{index}",
+        f"-Dtaskmanager.log.path={home.logs / f'taskmanager-{index}.log'}",
     ]  # fmt: skip
 
 
