@@ -22,6 +22,7 @@ class Reason(StrEnum):
     PAUSED = "paused"
     STALE_EXPIRED = "stale_expired"
     STALE_FEATURES = "stale_features"
+    STALE_VERSION = "stale_version"
     STALE_FALLBACK = "stale_fallback"
     HOP_LIMIT = "hop_limit"
     CAUSE_REPEATED = "cause_repeated"
@@ -88,6 +89,7 @@ class Inputs(Data):
     policies_offset: int = Field(ge=-1)
     answer_offset: int | None = Field(default=None, description="of the answer, in the subject's partition")
     wall_time: Instant | None = Field(default=None, description="where people are waited for")
+    versions: dict[str, float] = Field(default={}, description="highest seen of what policies tell versions by")
 
 
 class Entry(Data):

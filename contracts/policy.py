@@ -177,6 +177,10 @@ class Policy(Data):
     freshness_s: float | None = Field(
         default=None, gt=0, le=366 * 86_400, description="features older than this are stale"
     )
+    current_by: VariableName | None = Field(
+        default=None,
+        description="feature_...: a number that grows when the subject changes; stale when a higher one was seen",
+    )
     fallback: Fallback | None = Field(default=None, description="instead of denying what is stale")
     outcome_within_s: int | None = Field(
         default=None,
@@ -210,6 +214,8 @@ class Policy(Data):
         bounds = ("limits", "outcome_within_s", "cooldown_s", "obligations", "circuit", "arbitration")
         if self.verdict == "deny" and (named := [n for n in bounds if getattr(self, n)]):
             raise ValueError(f"{', '.join(named)}: bounds what is allowed; verdict {self.verdict!r} has none")
+        if self.current_by is not None and not self.current_by.startswith("feature_"):
+            raise ValueError(f"current_by: expected feature_..., came {self.current_by!r}")
         if self.approval is not None and self.verdict not in ("require_approval", "hold"):
             raise ValueError(f"approval: goes with require_approval, not with {self.verdict!r}")
         if self.outcome_within_s is None and any(limit.max_in_flight for limit in self.limits):

@@ -30,10 +30,11 @@ NEEDS_BROKER = True
 
 
 def sources(settings: Settings) -> dict[str, str]:
+    topics = ["proposals", "outcomes", "approvals", "limits"]
+    if settings.govern_reads_situations:
+        topics.append("situations")
     return {
-        "proposals_source": raw_source(
-            "proposals_source", ["proposals", "outcomes", "approvals", "limits"], settings, group=NAME
-        ),
+        "proposals_source": raw_source("proposals_source", topics, settings, group=NAME),
         "policies_source": raw_source("policies_source", ["policies"], settings, group=NAME),
     }
 

@@ -32,6 +32,9 @@ class Settings(BaseModel):
     max_ahead_s: int = Field(default=3600, ge=0, description="how far a fact may lead wall time")
     watermark_delay_s: int = Field(default=600, ge=0, description="lateness windows wait for")
     max_hops: int = Field(default=6, ge=1, description="how often a chain may go round the loop")
+    govern_reads_situations: bool = Field(
+        default=False, description="so that policies with current_by see changes nobody proposed on"
+    )
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
     )

@@ -81,6 +81,16 @@ def _unknown_names(
                 yield PolicyProblem("a variable of the domain in a limit", repr(name), file=file)
         if limit.amount and variables.get(limit.amount) not in ("int", "double"):
             yield PolicyProblem("a number as amount of a limit", repr(limit.amount), file=file)
+    if policy.current_by is not None and variables.get(policy.current_by) not in ("int", "double"):
+        yield PolicyProblem("a number of the domain as current_by", repr(policy.current_by), file=file)
+    terms = policy.arbitration
+    for name in terms.conflicts_with if terms is not None else ():
+        if name not in contract.actions:
+            yield PolicyProblem(f"an action of {sorted(contract.actions)} in conflicts_with", repr(name), file=file)
+    named = [*(policy.approval.not_by if policy.approval else ()), *([terms.resource] if terms and terms.resource else ())]
+    for name in named:
+        if name not in variables:
+            yield PolicyProblem("a variable of the domain in not_by and resource", repr(name), file=file)
     if policy.fallback is not None:
         action = contract.actions.get(policy.fallback.action)
         if action is None:

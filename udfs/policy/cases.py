@@ -13,7 +13,8 @@ A proposal: agent, action, situation, parameters, confidence, features, hops, ch
 `outcome_of` (which decision, from 0), status, cost, at. An answer: `answer_to` (which decision held),
 `answer` (approve, refuse, edit), `by`, parameters, reason, `digest_of` (another decision's action). An
 override: `override` (the action), `by`, parameters, reason, break_glass. `wall` is the wall clock in seconds
-after the case's start, on any row; a row with nothing else lets it pass.
+after the case's start, on any row; a row with nothing else lets it pass. `seen`: features of a situation that
+nobody proposed on.
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ def play(
                 at = format_time_ms(reported.event_ms)
                 wide.settle(Settlement(claim_id=claim_id, what=how, at=at, cost=reported.cost))
             played.outcomes.append((ordinal, reported))
+        elif "seen" in row:
+            _refuse_unknown(row, {"seen"})
+            state.see(row["seen"], policies.versioned_by)
         elif "answer_to" in row or "override" in row:
             _refuse_unknown(row, _ANSWER if "answer_to" in row else _OVERRIDE)
             said = spoken(contract.name, subject, decided, row, ordinal, wall_ms)

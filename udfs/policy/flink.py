@@ -77,6 +77,7 @@ class Govern(KeyedBroadcastProcessFunction):
             ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
         )
         self._outcomes = topic("outcomes").of(self._domain)
+        self._situations = topic("situations").of(self._domain)
         self._approvals = topic("approvals").of(self._domain)
         self._limits_topic = topic("limits").of(self._domain)
         self._wide = WideCounter(self._domain, runtime_context)
@@ -151,6 +152,11 @@ class Govern(KeyedBroadcastProcessFunction):
             return
         policies = self._policies_now(ctx)
         state = self._state_of(subject)
+        if log_topic == self._situations:
+            features = self._governor.read.situation(key, value) if policies.versioned_by else None
+            if features and state.see(features, policies.versioned_by):
+                self._subject.update(state.to_json())
+            return
         used: set[str] = set()
         grants = _Grants(state.grants, used)
         place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)

@@ -7,6 +7,8 @@ In this order; each step may end it, each end has a reason code (contracts/decis
        subject)                          -> deny   paused
     3. past its expirytime               -> deny   stale_expired
        features older than freshness_s   -> deny   stale_features
+       the subject has changed since,
+       where a policy asks (current_by)  -> deny   stale_version
        the same, and a policy's fallback
        passes steps 2 and 4 to 6         -> allow  stale_fallback
     4. more hops than max_hops           -> deny   hop_limit
@@ -117,6 +119,8 @@ class Governor:
 
         The last entry is about this proposal; before it come contests that its event time ended.
         """
+        if policies.versioned_by:
+            state.see(proposal.data.features, policies.versioned_by)
         done = self.pass_event_time(state, proposal.event_ms, policies, place)
         ruling = self._stale_or_ruled(state, proposal, policies)
         terms = ruling.judgement.arbitration if ruling.judgement else None
@@ -535,6 +539,13 @@ class Governor:
         if scope.freshness_s is not None and age_s > scope.freshness_s:
             told = f"features are {age_s:.1f} s old, the policy asks for {scope.freshness_s:g} s"
             return Reason.STALE_FEATURES, told
+        for variable in scope.current_by:
+            seen, latest = proposal.data.features.get(variable.removeprefix("feature_")), state.versions.get(variable)
+            if not isinstance(seen, (int, float)) or (latest is not None and seen < latest):
+                told = f"made when {variable} was {seen}; it is {latest:g} now" if latest is not None else (
+                    f"it does not tell {variable}, by which a policy tells the subject's version"
+                )  # fmt: skip
+                return Reason.STALE_VERSION, told
         return None
 
     @staticmethod

@@ -127,6 +127,7 @@ class Scope:
         for entry in entries:
             for name, kind in entry.condition.variables.items():
                 self._is_mixed |= self._variables.setdefault(name, kind) != kind
+        self.current_by = tuple(sorted({e.policy.current_by for e in entries if e.policy.current_by}))
         limits = [e.policy.freshness_s for e in entries if e.policy.freshness_s is not None]
         self.freshness_s: float | None = min(limits, default=None)
         # The first by policy id, so that it does not depend on the order they came in.
@@ -294,6 +295,7 @@ class PolicySet:
         self.counts_in_detail = any(
             limit.amount is not None or not {"subject", "action"}.issuperset(limit.per) for limit in limits
         )
+        self.versioned_by = tuple(sorted({p.current_by for p in self._policies if p.current_by}))
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
             sorted(

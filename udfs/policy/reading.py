@@ -132,6 +132,17 @@ class Reader:
         except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError):
             return None
 
+    def situation(self, key: bytes | None, value: bytes | None) -> dict[str, Any] | None:
+        """The features of a situation about the subject that is the key; None for what is none."""
+        try:
+            event = orjson.loads(value or b"")
+            if key != event["subject"].encode() or event["type"] not in self._contract.situations:
+                return None
+            data = event["data"]
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return None
+        return data if isinstance(data, dict) else None
+
     def word(self, key: bytes | None, value: bytes | None, people: Mapping[str, Person]) -> Word:
         """The answer or override in a record; raises BadInput, also for a signature that is not theirs."""
         if not value:

@@ -95,6 +95,7 @@ def replay(
                 offset, reported = outcomes[settled]
                 state.report(reported, offset)
                 settled += 1
+            state.versions.update(inputs["versions"])
             policies = policies_at[inputs["policies_offset"]]
             done, state = _with_grants(
                 governor, state, recorded, chain[number:], answers, contending, policies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ class SubjectState:
     waits_for: the claim that must be granted before anything else about the subject is read.
     waits_since_ms: the wall clock when it was made. grants: those it got already for the same record.
     contests: proposals that wait for others that conflict.
+    versions: variable -> the highest value seen, of those policies tell the subject's version by.
     """
 
     clock_ms: int = 0
@@ -57,13 +58,14 @@ class SubjectState:
     waits_since_ms: int = 0
     grants: dict[str, dict[str, Any]] = field(default_factory=dict)
     contests: list[Contest] = field(default_factory=list)
+    versions: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return orjson.dumps(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
              self.claims, self.waits_for, self.waits_since_ms,
-             self.grants, self.contests]
+             self.grants, self.contests, self.versions]
         ).decode()  # fmt: skip
 
     @classmethod
@@ -80,6 +82,16 @@ class SubjectState:
         self.claims[command_id] = claim_id
         while len(self.claims) > MAX_CLAIMS:
             del self.claims[next(iter(self.claims))]
+
+    def see(self, features: Mapping[str, object], versioned_by: Sequence[str]) -> bool:
+        """Note the subject's version where `features` tell it; whether it is a new one."""
+        is_new = False
+        for variable in versioned_by:
+            value = features.get(variable.removeprefix("feature_"))
+            if isinstance(value, (int, float)) and value > self.versions.get(variable, float("-inf")):
+                self.versions[variable] = float(value)
+                is_new = True
+        return is_new
 
     def close(self, approval_id: str, how: str) -> None:
         """A hold has ended; its end is remembered for those who answer late."""

@@ -187,6 +187,7 @@ class Writer:
             "policies_offset": place.policies_offset,
             "answer_offset": place.offset if place.trigger == "answer" else None,
             "wall_time": format_time_ms(place.wall_ms) if is_timed else None,
+            "versions": state.versions,
         }
 
     def command(self, proposal: Incoming, ruling: Ruling, *, decision_id: str, command_id: str) -> bytes:
