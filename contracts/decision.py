@@ -38,6 +38,7 @@ class Reason(StrEnum):
     IN_FLIGHT_LIMIT = "in_flight_limit"
     CIRCUIT_OPEN = "circuit_open"
     LOST = "lost_arbitration"
+    HOLD_LIMIT = "hold_limit"
     REFUSED = "refused_by_person"
     EDITED = "edited_by_person"
     EXPIRED = "approval_expired"

@@ -14,7 +14,7 @@ from ops.coverage import branches
 from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
 from udfs.policy import cases
 from udfs.policy.audit import Line, audit
-from udfs.policy.govern import Governor
+from udfs.policy.govern import MAX_HOLDS, Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replay import Remade, replay
 
@@ -29,7 +29,7 @@ def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
     found = audit((Line(0, n, b"m-1", d.decision) for n, d in enumerate(played.decided)), allows_repeats=False)
     assert found.bad == [], "the entries of a case form a chain"
     chain = found.chains["m-1"].lines
-    governor = Governor(CONTRACT, max_hops=6)
+    governor = Governor(CONTRACT, max_hops=6, max_holds=case.get("max_holds", MAX_HOLDS))
     return list(replay(governor, chain, played.outcomes, played.answers, {-1: policies}, played.proposals))
 
 

@@ -7,6 +7,7 @@ A case is data:
              `obligations`, `is_commanded`, `matched` (policy ids), `explains` (a part of the
              explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary), `lost_to` (which row won);
              for each note: `note` (contends, counted, refused, escalated), `explains`
+    max_holds  how many may wait for people, and for each other (100)
     people   name -> {roles, may, is_active}; their keys are made from their names
 A proposal: agent, action, situation, parameters, confidence, features, hops, chain (correlation id);
 `at`, `features_at` in seconds of event time after the case's start, `expires_after` in seconds. An outcome:
@@ -34,7 +35,7 @@ from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_
 from contracts.limit_claim import Settlement
 from contracts.outcome import Outcome
 from contracts.proposal import Proposal
-from udfs.policy.govern import Governor, NeedsGrant
+from udfs.policy.govern import MAX_HOLDS, Governor, NeedsGrant
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Incoming, Reported, Word
 from udfs.policy.signing import public_text, sign, to_sign
@@ -91,7 +92,8 @@ def play(
 
     Raises ValueError for a case that is none, BadInput for a proposal outside the contract.
     """
-    governor, state, wide = Governor(contract, max_hops=max_hops), SubjectState(), WideLimits()
+    governor = Governor(contract, max_hops=max_hops, max_holds=case.get("max_holds", MAX_HOLDS))
+    state, wide = SubjectState(), WideLimits()
     played = Played()
 
     def granted(trigger: Word | Incoming, place: Place) -> SubjectState:

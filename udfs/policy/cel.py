@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -41,6 +41,7 @@ class Evaluation:
 
 
 _TRUE, _FALSE = Evaluation(True), Evaluation(False)
+_BY_VALUE = {True: _TRUE, False: _FALSE}
 
 
 def outcome(program: rust.Program, given: dict[str, object] | rust.Context) -> Evaluation:
@@ -58,7 +59,20 @@ def outcome(program: rust.Program, given: dict[str, object] | rust.Context) -> E
         return _TRUE
     if value is False:
         return _FALSE
+    return _not_bool(value)
+
+
+def _not_bool(value: object) -> Evaluation:
     return Evaluation(None, f"expected bool, got {type(value).__name__}")
+
+
+def outcomes(programs: Sequence[rust.Program], given: rust.Context) -> list[Evaluation]:
+    """`outcome` of each program, over the same variables; fast where none has an error."""
+    try:
+        values = [program.execute(given) for program in programs]
+        return [_BY_VALUE[value] if value is True or value is False else _not_bool(value) for value in values]
+    except BaseException:  # one has an error: each for itself
+        return [outcome(program, given) for program in programs]
 
 
 def _short(text: str) -> str:

@@ -40,6 +40,8 @@ RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
+# A claim that has no grant after this long is made again.
+_ASK_AGAIN_MS = 30_000
 # Stands in a record's place when a window or a deadline has passed.
 _CLOCK = "clock"
 # Forget ids of proposals this often (in proposals of a subject): a scan of its map state.
@@ -97,6 +99,7 @@ class Govern(KeyedBroadcastProcessFunction):
         if not self._policies_ready(ctx):
             self._wake_later(ctx)
             return
+        yield from self._ask_again(timestamp, ctx)
         yield from self._drain(ctx)
         yield from self._pass_deadlines(timestamp, ctx)
 
@@ -108,8 +111,7 @@ class Govern(KeyedBroadcastProcessFunction):
             yield from self._govern(value, ctx)
 
     def _pass_deadlines(self, timestamp: int, ctx: Any) -> Iterator[Row]:
-        key = ctx.get_current_key()  # a text in thread mode, a row of one text in process mode
-        subject = key if isinstance(key, str) else key[0]
+        subject = _subject_of(ctx)
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
         if due_ms is not None and due_ms <= timestamp and not state.waits_for:
@@ -177,7 +179,7 @@ class Govern(KeyedBroadcastProcessFunction):
                     return
                 done = self._governor.decide(state, proposal, policies, place)
         except NeedsGrant as needed:
-            yield self._ask(subject, record, needed.claim, wall_ms)
+            yield self._ask(subject, record, needed.claim, wall_ms, ctx)
             return
         for claim_id, grant in state.grants.items():
             if grant["is_granted"] and claim_id not in used:  # policies changed meanwhile
@@ -189,17 +191,32 @@ class Govern(KeyedBroadcastProcessFunction):
             self._forget(state.clock_ms - self._remember_ms)
         yield from self._keep(subject, state, done, ctx)
 
-    def _ask(self, subject: str, record: Any, claim: Claim, wall_ms: int) -> Row:
+    def _ask(self, subject: str, record: Any, claim: Claim, wall_ms: int, ctx: Any) -> Row:
         """Claim, and let the subject wait: this record first, then all that comes for it."""
         del self._known[subject]  # changed on the way; what is stored counts
         state = self._state_of(subject)
+        timers = ctx.timer_service()
         state.waits_for, state.waits_since_ms = claim.claim_id, wall_ms
+        state.asked_ms = timers.current_processing_time()
         self._subject.update(state.to_json())
         self._waiting.update([tuple(record), *self._waiting.get()])
+        timers.register_processing_time_timer(state.asked_ms + _ASK_AGAIN_MS)
         return limits_row(
             self._domain, LIMITS_KEY, Claim, claim.model_dump(mode="json"), event_id=claim.claim_id, cause_id=None,
             at=claim.at,
         )  # fmt: skip
+
+    def _ask_again(self, timestamp: int, ctx: Any) -> Iterator[Row]:
+        """A claim without a grant for long (lost with its topic, say) is made again; a repeat does no harm."""
+        subject = _subject_of(ctx)
+        state = self._state_of(subject)
+        if not state.waits_for or timestamp < state.asked_ms + _ASK_AGAIN_MS:
+            return
+        state.waits_for = ""
+        self._subject.update(state.to_json())
+        first, *others = self._waiting.get()
+        self._waiting.update(others)
+        yield from self._take(subject, first, state.waits_since_ms, ctx)
 
     def _go_on(self, subject: str, grant: Grant, ctx: Any) -> Iterator[Row]:
         """The grant the subject waits for is there (another one is a repeat): everything in its order."""
@@ -298,6 +315,12 @@ class _Grants(Mapping[str, Grant]):
 
     def __len__(self) -> int:
         return len(self._raw)
+
+
+def _subject_of(ctx: Any) -> str:
+    """The key of a timer: a text in thread mode, a row of one text in process mode."""
+    key = ctx.get_current_key()
+    return key if isinstance(key, str) else str(key[0])
 
 
 def _wall_ms() -> int:

@@ -29,6 +29,7 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     7. proposals that conflict within
        a window: all but the best        -> deny   lost_arbitration
     8. people, asked by every hold:
+       as many as may wait already       -> deny   hold_limit
        one refuses                       -> deny   refused_by_person
        a deadline, nobody left to ask    -> deny   approval_expired
        one changes the action            -> deny   edited_by_person, and a new decision
@@ -58,7 +59,7 @@ from pydantic import ValidationError
 
 from contracts.approval import Answer, Override
 from contracts.data import Scalar
-from contracts.decision import Grant, Reason
+from contracts.decision import Grant, Reason, Verdict
 from contracts.domain import DomainContract, columns
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.limit_claim import Claim, ClaimedLimit
@@ -67,10 +68,10 @@ from contracts.proposal import Proposal
 from udfs.policy.approval import Hold, Requirement
 from udfs.policy.arbitration import Contest, conflict, join
 from udfs.policy.limits import over_limit
-from udfs.policy.policy_set import PolicySet, Scope
+from udfs.policy.policy_set import Judgement, PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
 from udfs.policy.subject import SubjectState
-from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer
+from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer, matches
 from udfs.wide_limits.core import scope_of
 
 HOUR_MS = 3_600_000
@@ -78,6 +79,8 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 # Chains remembered per subject, to see one come round again.
 MAX_CHAINS = 32
+# Actions of a subject that may wait, for people and for each other; what waits is part of its state.
+MAX_HOLDS = 100
 # An override's agent and situation, where a proposal has its own.
 PERSON = "person"
 OVERRIDE = "flyball.override"
@@ -98,9 +101,10 @@ class NeedsGrant(Exception):
 class Governor:
     """Decides for one domain under one policy set at a time. `read`: what may be decided about."""
 
-    def __init__(self, contract: DomainContract, *, max_hops: int) -> None:
+    def __init__(self, contract: DomainContract, *, max_hops: int, max_holds: int = MAX_HOLDS) -> None:
         self._contract = contract
         self._max_hops = max_hops
+        self._max_holds = max_holds
         self.read = Reader(contract)
         self._write = Writer(contract.name)
         self._features = {
@@ -124,6 +128,9 @@ class Governor:
         done = self.pass_event_time(state, proposal.event_ms, policies, place)
         ruling = self._stale_or_ruled(state, proposal, policies)
         terms = ruling.judgement.arbitration if ruling.judgement else None
+        if sum(len(contest.members) for contest in state.contests) >= self._max_holds and terms is not None:
+            told = f"{self._max_holds} proposals wait for each other already"
+            ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told)
         if terms is not None and ruling.verdict != "deny" and ruling.reason is not Reason.STALE_FALLBACK:
             return [*done, self._contend(state, proposal, ruling, terms, place)]
         return [*done, self._first(state, proposal, policies, place, ruling, (place.partition, place.offset))]
@@ -144,6 +151,9 @@ class Governor:
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id = None
+        if ruling.verdict == "hold" and len(state.holds) >= self._max_holds:
+            told = f"{len(state.holds)} actions wait for people already; {ruling.told}"
+            ruling = ruling._replace(verdict="deny", reason=Reason.HOLD_LIMIT, told=told)
         if ruling.verdict == "allow" and self._contract.actions[ruling.action].is_commanded:
             command_id = derive_id(decision_id, STAGE, "command")
         claim = self._claim(state, proposal, ruling, decision_id, command_id)
@@ -160,7 +170,7 @@ class Governor:
         elif ruling.verdict == "hold":
             hold = self._hold(proposal, ruling, decision_id, place, proposed_at, instead_of)
             state.holds[decision_id] = hold
-            ruling = replace(ruling, approval=hold.told())
+            ruling = ruling._replace(approval=hold.told())
         decision = self._write.decision(
             state, proposal, ruling, decision_id=decision_id, cause_id=cause_id, command_id=command_id,
             policy_set_digest=policies.digest, place=place, proposed_at=proposed_at,
@@ -263,7 +273,7 @@ class Governor:
                 )
                 if ruling.verdict != "deny" and won is not None:
                     told = f"{won.data.agent}'s {won.data.action} conflicts with it and came before it"
-                    ruling = replace(ruling, verdict="deny", reason=Reason.LOST, told=told, lost_to=won.id)
+                    ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told, lost_to=won.id)
                 elif ruling.verdict != "deny":
                     winners.append((proposal, member))
                 done.append(self._first(state, proposal, policies, place, ruling, (partition, offset)))
@@ -333,14 +343,14 @@ class Governor:
             told = f"approved by {names}, under policies that have changed since; {ruling.told}"
             state.close(hold.approval_id, "was asked anew: policies have changed")
             return self._conclude(
-                state, proposal, policies, place, replace(ruling, told=told, replaced=hold.replaced),
+                state, proposal, policies, place, ruling._replace(told=told, replaced=hold.replaced),
                 decision_id=derive_id(hold.approval_id, STAGE, "asked-anew"), cause_id=cause_id,
                 proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
             )  # fmt: skip
         if ruling.verdict == "allow" and ruling.reason is Reason.ALLOWED:
-            ruling = replace(ruling, reason=Reason.APPROVED, told=f"approved by {names}; {ruling.told}")
+            ruling = ruling._replace(reason=Reason.APPROVED, told=f"approved by {names}; {ruling.told}")
         else:
-            ruling = replace(ruling, verdict="allow" if ruling.verdict == "allow" else "deny",
+            ruling = ruling._replace(verdict="allow" if ruling.verdict == "allow" else "deny",
                              told=f"approved by {names}, but: {ruling.told}")  # fmt: skip
         return self._ended(state, hold, ruling, policies, place, cause_id)
 
@@ -368,8 +378,8 @@ class Governor:
         edited = replace(proposal, data=proposal.data.model_copy(update={"parameters": parameters}))
         ruling = self._stale_or_ruled(state, edited, policies)
         first_proposed = (hold.replaced or {"parameters": before})["parameters"]
-        ruling = replace(
-            ruling, told=f"changed by {answer.person}; {ruling.told}",
+        ruling = ruling._replace(
+            told=f"changed by {answer.person}; {ruling.told}",
             replaced=ruling.replaced
             or {"action": proposal.data.action, "parameters": first_proposed, "by": answer.person},
         )  # fmt: skip
@@ -448,7 +458,7 @@ class Governor:
         cause_id: str,
     ) -> Decided:
         state.close(hold.approval_id, f"ended already: {ruling.reason.value}")
-        ruling = replace(ruling, approval=hold.told(), replaced=ruling.replaced or hold.replaced)
+        ruling = ruling._replace(approval=hold.told(), replaced=ruling.replaced or hold.replaced)
         return self._conclude(
             state, hold.incoming(), policies, place, ruling,
             decision_id=derive_id(hold.approval_id, STAGE, "ended"), cause_id=cause_id,
@@ -512,17 +522,17 @@ class Governor:
         if fallback is None:
             return denied
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
-            return replace(denied, told=f"{told}; the fallback {fallback.action} is paused")
+            return denied._replace(told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
             state, proposal, self._scope(state, proposal, policies, fallback.action),
             fallback.action, fallback.parameters,
         )  # fmt: skip
         if ruled.verdict == "allow":
-            return replace(
-                ruled, reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}",
+            return ruled._replace(
+                reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}",
                 replaced={"action": data.action, "parameters": data.parameters, "by": ""},
             )  # fmt: skip
-        return replace(denied, told=f"{told}; the fallback {fallback.action} was denied: {ruled.told}")
+        return denied._replace(told=f"{told}; the fallback {fallback.action} was denied: {ruled.told}")
 
     def _scope(self, state: SubjectState, proposal: Incoming, policies: PolicySet, action: str) -> Scope:
         return policies.scope(
@@ -572,22 +582,19 @@ class Governor:
         age_s = (state.clock_ms - proposal.features_ms) / 1000
         variables = self._variables(proposal, action, parameters, age_s, counters)
 
-        def ruled(scope: Scope, counters: dict[str, int | float]) -> Ruling:
-            judgement = scope.judge(variables, approved=approved)
+        def limited(judgement: Judgement, counters: dict[str, int | float]) -> tuple[Verdict, Reason, str]:
             over = over_limit(state, proposal.data.agent, action, variables, judgement, counters)
-            verdict, reason, told = over or (
-                judgement.verdict, judgement.reason, judgement.explanation,
-            )  # fmt: skip
-            return Ruling(verdict, reason, told, action, parameters, counters, judgement)
+            return over or (judgement.verdict, judgement.reason, judgement.explanation)
 
-        real = ruled(scope, counters)
-        if scope.candidate is None:
-            return real
-        would = ruled(scope.candidate, {})
-        told: dict[str, object] = {
-            "verdict": would.verdict, "reason": would.reason.value, "policies": would.matched,
+        judgement, candidate = scope.judge_both(variables, approved=approved)
+        ruling = Ruling(*limited(judgement, counters), action, parameters, counters, judgement)
+        if candidate is None:
+            return ruling
+        verdict, reason, _ = limited(candidate, {})
+        would: dict[str, object] = {
+            "verdict": verdict, "reason": reason.value, "policies": matches(candidate),
         }  # fmt: skip
-        return replace(real, candidate=told)
+        return ruling._replace(candidate=would)
 
     def _looped(self, state: SubjectState, proposal: Incoming, action: str) -> tuple[Reason, str] | None:
         """Step 4: the loop guard."""
@@ -595,7 +602,7 @@ class Governor:
             told = f"{proposal.hops} times round the loop, at most {self._max_hops}"
             return Reason.HOP_LIMIT, told
         agent = proposal.data.agent
-        for _, chain, by, what, hops in state.chains:
+        for _, chain, by, what, hops in state.chains if proposal.hops else ():
             if (chain, by, what) == (proposal.correlation_id, agent, action) and proposal.hops > hops:
                 told = f"{agent} had {action} allowed in this chain before, {proposal.hops - hops} loops ago"
                 return Reason.CAUSE_REPEATED, told
@@ -695,8 +702,8 @@ def _granted(ruling: Ruling, grant: Grant) -> Ruling:
     """The ruling with what wider limits said to it."""
     recorded = grant.model_dump(mode="json")
     if grant.is_granted or grant.reason is None:
-        return replace(ruling, grant=recorded)
-    return replace(ruling, grant=recorded, verdict="deny", reason=grant.reason, told=grant.explanation)
+        return ruling._replace(grant=recorded)
+    return ruling._replace(grant=recorded, verdict="deny", reason=grant.reason, told=grant.explanation)
 
 
 def override_id(word: Word) -> str:

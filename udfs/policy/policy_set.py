@@ -31,9 +31,10 @@ from contracts.policy import (
     Policy,
     PolicySwitch,
 )
-from udfs.policy.cel import Condition, Evaluation, bind, outcome
+from udfs.policy.cel import Condition, Evaluation, bind, outcome, outcomes
 
 _ALWAYS: Final = -(2**63)
+_MAX_JUDGEMENTS: Final = 4096
 _MAX_SCOPES: Final = 4096  # compiled scopes kept; names in proposals come from outside
 
 
@@ -121,10 +122,16 @@ class Scope:
     def __init__(self, entries: tuple[_Entry, ...], candidate: Scope | None = None) -> None:
         self.candidate = candidate
         self._entries = entries
+        # A judgement follows from which policies matched: found once for each combination.
+        self._judgements: dict[tuple[bool, ...], Judgement] = {}
+        others = candidate._entries if candidate is not None else ()
+        self._union = (*entries, *(entry for entry in others if entry not in entries))
+        self._others = tuple(self._union.index(entry) for entry in others)
+        self._programs = [entry.condition.program for entry in self._union]
         self._variables: dict[str, str] = {}
         # Two policies were checked with different types for one variable: each reads its own.
         self._is_mixed = False
-        for entry in entries:
+        for entry in self._union:
             for name, kind in entry.condition.variables.items():
                 self._is_mixed |= self._variables.setdefault(name, kind) != kind
         self.current_by = tuple(sorted({e.policy.current_by for e in entries if e.policy.current_by}))
@@ -156,22 +163,44 @@ class Scope:
         forbid, so nothing is allowed; it holds, whatever its verdict. Row 3: asking beats going
         ahead. Row 4: somebody allowed it and nobody objected. Row 5: nobody allowed it.
         """
+        return self._say(self._evaluate(variables)[: len(self._entries)], approved)
+
+    def judge_both(
+        self, variables: Mapping[str, object], *, approved: Collection[tuple[str, int]] = ()
+    ) -> tuple[Judgement, Judgement | None]:
+        """What these policies say, and what the candidate would; each policy is evaluated once."""
+        said = self._evaluate(variables)
+        real = self._say(said[: len(self._entries)], approved)
+        if self.candidate is None:
+            return real, None
+        return real, self.candidate._say([said[number] for number in self._others], approved)
+
+    def _say(self, said: Sequence[Evaluation], approved: Collection[tuple[str, int]]) -> Judgement:
+        values = tuple(evaluation.value for evaluation in said)
+        if approved or None in values:
+            return self._conclude(said, approved)
+        judgement = self._judgements.get(values)  # type: ignore[arg-type]
+        if judgement is None:
+            if len(self._judgements) >= _MAX_JUDGEMENTS:
+                self._judgements.clear()
+            judgement = self._judgements[values] = self._conclude(said, approved)  # type: ignore[index]
+        return judgement
+
+    def _conclude(self, said: Sequence[Evaluation], approved: Collection[tuple[str, int]]) -> Judgement:
+        """The table of `judge`, from what each policy said."""
         by_verdict: dict[PolicyVerdict, list[_Entry]] = {
             "deny": [], "hold": [], "require_approval": [], "allow": [],
         }  # fmt: skip
         errors: list[PolicyError] = []
         matched: list[tuple[str, int, PolicyVerdict]] = []
-        if self._entries:
-            read = self._reader(variables)
-            for entry in self._entries:
-                evaluation = read(entry)
-                if evaluation.value:
-                    matched.append(entry.match)
-                    by_verdict[entry.policy.verdict].append(entry)
-                elif evaluation.value is None:
-                    policy = entry.policy
-                    message = evaluation.error or "no value"
-                    errors.append(PolicyError(policy.policy_id, policy.version, message))
+        for entry, evaluation in zip(self._entries, said, strict=True):
+            if evaluation.value:
+                matched.append(entry.match)
+                by_verdict[entry.policy.verdict].append(entry)
+            elif evaluation.value is None:
+                policy = entry.policy
+                message = evaluation.error or "no value"
+                errors.append(PolicyError(policy.policy_id, policy.version, message))
 
         passing = by_verdict["allow"] + by_verdict["require_approval"] + by_verdict["hold"]
         arbitration = max(
@@ -224,17 +253,22 @@ class Scope:
             freshness_s=self.freshness_s,
         )
 
-    def _reader(self, values: Mapping[str, object]) -> Callable[[_Entry], Evaluation]:
-        """Converts the variables once, for all policies; the conversion costs most of the time."""
+    def _evaluate(self, values: Mapping[str, object]) -> list[Evaluation]:
+        """What each policy of this scope and its candidate says.
+
+        Converts the variables once, for all policies; the conversion costs most of the time.
+        """
+        if not self._union:
+            return []
         if self._is_mixed:
-            return lambda entry: entry.condition.evaluate(values)
+            return [entry.condition.evaluate(values) for entry in self._union]
         bindings = bind(values, self._variables)
         try:
             context = rust.Context(bindings.given)
         except Exception:  # text it cannot take: an error for who reads it
-            return lambda entry: entry.condition.evaluate(values)
+            return [entry.condition.evaluate(values) for entry in self._union]
         if not bindings.wrong:
-            return lambda entry: outcome(entry.condition.program, context)
+            return outcomes(self._programs, context)
 
         def read(entry: _Entry) -> Evaluation:
             bad = sorted(entry.reads & bindings.wrong.keys())
@@ -242,7 +276,7 @@ class Scope:
                 return Evaluation(None, bindings.wrong[bad[0]])
             return outcome(entry.condition.program, context)
 
-        return read
+        return [read(entry) for entry in self._union]
 
 
 def _together(given: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar]:

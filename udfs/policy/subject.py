@@ -38,7 +38,7 @@ class SubjectState:
     closed: approval id -> how it ended, of the last holds.
     claims: command id -> the claim on wider limits that its outcome settles.
     waits_for: the claim that must be granted before anything else about the subject is read.
-    waits_since_ms: the wall clock when it was made. grants: those it got already for the same record.
+    waits_since_ms: the wall clock when its record was taken; asked_ms: when it was made last. grants: those it got already for the same record.
     contests: proposals that wait for others that conflict.
     versions: variable -> the highest value seen, of those policies tell the subject's version by.
     """
@@ -56,6 +56,7 @@ class SubjectState:
     claims: dict[str, str] = field(default_factory=dict)
     waits_for: str = ""
     waits_since_ms: int = 0
+    asked_ms: int = 0
     grants: dict[str, dict[str, Any]] = field(default_factory=dict)
     contests: list[Contest] = field(default_factory=list)
     versions: dict[str, float] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class SubjectState:
         return orjson.dumps(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
-             self.claims, self.waits_for, self.waits_since_ms,
+             self.claims, self.waits_for, self.waits_since_ms, self.asked_ms,
              self.grants, self.contests, self.versions]
         ).decode()  # fmt: skip
 

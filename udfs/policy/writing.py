@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from contracts.command import Command
 from contracts.data import Scalar
@@ -42,8 +44,7 @@ class Decided:
     command: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Ruling:
+class Ruling(NamedTuple):
     """What was decided of one action, and all that is recorded of why.
 
     `lost_to`: the proposal that won instead. `approval`: as contracts/decision.py `Asked`; `override`: as `Overridden`; `replaced`: as `Proposed`.
@@ -54,7 +55,7 @@ class Ruling:
     told: str
     action: str
     parameters: Mapping[str, Scalar]
-    counters: dict[str, int | float] = field(default_factory=dict)
+    counters: Mapping[str, int | float] = MappingProxyType({})
     judgement: Judgement | None = None
     candidate: dict[str, object] | None = None
     approval: Mapping[str, object] | None = None
@@ -65,14 +66,19 @@ class Ruling:
 
     @property
     def matched(self) -> list[dict[str, object]]:
-        return [
-            {"policy_id": policy_id, "version": version, "verdict": verdict}
-            for policy_id, version, verdict in (self.judgement.matched if self.judgement else ())
-        ]
+        return matches(self.judgement) if self.judgement else []
 
     @property
     def obligations(self) -> Mapping[str, Scalar]:
         return self.judgement.obligations if self.judgement and self.verdict == "allow" else {}
+
+
+def matches(judgement: Judgement) -> list[dict[str, object]]:
+    """As contracts/decision.py `PolicyMatch`."""
+    return [
+        {"policy_id": policy_id, "version": version, "verdict": verdict}
+        for policy_id, version, verdict in judgement.matched
+    ]
 
 
 class Writer:
@@ -122,7 +128,7 @@ class Writer:
                 "model": None if data.model is None else data.model.__dict__,
                 "policy_set_digest": policy_set_digest,
                 "policies": ruling.matched,
-                "counters": ruling.counters,
+                "counters": dict(ruling.counters),
                 "obligations": ruling.obligations,
                 "candidate": ruling.candidate,
                 "approval": ruling.approval,
