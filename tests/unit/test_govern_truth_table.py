@@ -159,5 +159,5 @@ def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None
     state = SubjectState()
     for day in range(5):
         state.clock_ms = START_MS + day * 86_400_000
-        state.remember("activate_cooling", state.clock_ms, 2 * 86_400_000)
+        state.remember("activate_cooling", 2 * 86_400_000)
     assert state.count("activate_cooling", 10 * 86_400_000) == 2

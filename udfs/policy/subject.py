@@ -122,10 +122,10 @@ class SubjectState:
             for entry in allowed[bisect_right(allowed, since, key=_at) :]
         ]
 
-    def remember(self, action: str, event_ms: int, keep_ms: int, detail: Sequence[object] = ()) -> None:
+    def remember(self, action: str, keep_ms: int, detail: Sequence[object] = ()) -> None:
+        """One more was allowed now: also what is late, or was held, counts from now on."""
         allowed = self.allowed.setdefault(action, [])
-        place = bisect_right(allowed, event_ms, key=_at)
-        allowed.insert(place, [event_ms, *detail] if detail else event_ms)
+        allowed.append([self.clock_ms, *detail] if detail else self.clock_ms)
         del allowed[: bisect_right(allowed, self.clock_ms - keep_ms, key=_at)]
 
     def flying(self) -> list[list[Any]]:
