@@ -287,9 +287,9 @@ def replay(
         _print_json(found)
     else:
         out.print(
-            f"{done.decisions} decisions made again ({found['decisions_per_s']} a second), {done.different} differ"
+            f"{found['decisions']} decisions made again ({found['decisions_per_s']} a second), {found['different']} differ"
         )
-        if done.changes:
+        if found["changes"]:
             table = Table(box=None)
             for column in ("action", "recorded", "now", "by", "how many", "outcomes lost", "for example"):
                 table.add_column(column)
@@ -300,9 +300,9 @@ def replay(
                     str(change["count"]), lost, change["examples"][0],
                 )  # fmt: skip
             out.print(table)
-        if done.broken_chains:
-            err.print(f"[red]{done.broken_chains} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
-    if done.broken_chains or (done.different and candidates is None):
+        if found["broken_chains"]:
+            err.print(f"[red]{found['broken_chains']} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
+    if found["broken_chains"] or (found["different"] and candidates is None):
         raise typer.Exit(1)
 
 

@@ -10,7 +10,8 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from sys import intern
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -61,10 +62,14 @@ class Read(NamedTuple):
 
 @dataclass
 class Chain:
-    """One subject's entries in force: `hashes[n - 1]` is the SHA-256 of entry n's bytes."""
+    """One subject's entries in force: `hashes[n - 1]` is the SHA-256 of entry n's bytes.
+
+    `lines` are without key and value where only places are kept; `events` are the entries parsed, where asked for.
+    """
 
     lines: list[Line] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -102,9 +107,14 @@ class Period:
 
 
 ALWAYS = Period()
+# What an audit keeps of the entries: where they lie (some hundred bytes each), their bytes, or their bytes
+# and what they say, without `Audit.records`.
+Keeps = Literal["places", "lines", "events"]
 
 
-def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAYS) -> Audit:
+def audit(
+    lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAYS, keeps: Keeps = "lines"
+) -> Audit:
     """Check every chain. `lines`: partition by partition, in the order of offsets.
 
     Under at_least_once (`allows_repeats`) a repeated entry supersedes its predecessor and all after
@@ -115,8 +125,9 @@ def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAY
     found = Audit()
     broken: set[str] = set()
     for line in lines:
-        record = read(line)
-        found.records.append(record)
+        record, event = _parse(line)
+        if keeps != "events":
+            found.records.append(record)
         is_counted = period.covers(record.event_time)
         if is_counted:
             found.entries += 1
@@ -138,22 +149,29 @@ def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAY
         if number <= len(chain.hashes):
             if is_counted:
                 found.superseded += len(chain.hashes) - number + 1
-            del chain.lines[number - 1 :], chain.hashes[number - 1 :]
-        chain.lines.append(line)
+            del chain.lines[number - 1 :], chain.hashes[number - 1 :], chain.events[number - 1 :]
+        chain.lines.append(Line(line.partition, line.offset, None, None) if keeps == "places" else line)
         chain.hashes.append(record.sha256)
+        if keeps == "events" and event is not None:
+            chain.events.append(event)
     found.bad.sort(key=lambda bad: (bad.partition, bad.offset))
     return found
 
 
 def read(line: Line) -> Read:
     """The record's place in its chain, by its own words. Never raises."""
+    return _parse(line)[0]
+
+
+def _parse(line: Line) -> tuple[Read, dict[str, Any] | None]:
+    """The same, and the whole of it, parsed once; None for what is no entry."""
     key = (line.key or b"").decode(errors="replace")
     value = line.value or b""
-    sha256 = hashlib.sha256(value).hexdigest()
+    sha256 = intern(hashlib.sha256(value).hexdigest())  # the next entry names it: one text for both
 
-    def is_none(what: str, number: int = 0) -> Read:
+    def is_none(what: str, number: int = 0) -> tuple[Read, None]:
         told = f"inserted or changed: {what}"
-        return Read(line.partition, line.offset, key, number, None, sha256, None, told)
+        return Read(line.partition, line.offset, key, number, None, sha256, None, told), None
 
     try:
         event = orjson.loads(value)
@@ -166,9 +184,11 @@ def read(line: Line) -> Read:
     if subject != key or not _SUBJECT.match(key):
         return is_none(f"its key is {key!r:.300}, its subject {subject!r:.300}", number)
     time = data.get("event_time")
-    return Read(
-        line.partition, line.offset, subject, number, previous, sha256, time if isinstance(time, str) else None
-    )
+    record = Read(
+        line.partition, line.offset, intern(key), number, intern(previous) if type(previous) is str else previous,
+        sha256, intern(time) if type(time) is str else None,
+    )  # fmt: skip
+    return record, event
 
 
 def _follows(
