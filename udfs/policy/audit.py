@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, Literal, NamedTuple
@@ -64,12 +64,11 @@ class Read(NamedTuple):
 class Chain:
     """One subject's entries in force: `hashes[n - 1]` is the SHA-256 of entry n's bytes.
 
-    `lines` are without key and value where only places are kept; `events` are the entries parsed, where asked for.
+    `lines` are without key and value where only places are kept.
     """
 
     lines: list[Line] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -107,9 +106,8 @@ class Period:
 
 
 ALWAYS = Period()
-# What an audit keeps of the entries: where they lie (some hundred bytes each), their bytes, or their bytes
-# and what they say, without `Audit.records`.
-Keeps = Literal["places", "lines", "events"]
+# What an audit keeps of the entries: where they lie (some hundred bytes each), or their bytes too.
+Keeps = Literal["places", "lines"]
 
 
 def audit(
@@ -125,9 +123,8 @@ def audit(
     found = Audit()
     broken: set[str] = set()
     for line in lines:
-        record, event = _parse(line)
-        if keeps != "events":
-            found.records.append(record)
+        record = read(line)
+        found.records.append(record)
         is_counted = period.covers(record.event_time)
         if is_counted:
             found.entries += 1
@@ -149,13 +146,32 @@ def audit(
         if number <= len(chain.hashes):
             if is_counted:
                 found.superseded += len(chain.hashes) - number + 1
-            del chain.lines[number - 1 :], chain.hashes[number - 1 :], chain.events[number - 1 :]
+            del chain.lines[number - 1 :], chain.hashes[number - 1 :]
         chain.lines.append(Line(line.partition, line.offset, None, None) if keeps == "places" else line)
         chain.hashes.append(record.sha256)
-        if keeps == "events" and event is not None:
-            chain.events.append(event)
     found.bad.sort(key=lambda bad: (bad.partition, bad.offset))
     return found
+
+
+def entries(lines: Iterable[Line], bad: list[Bad]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """One subject's lines as entries, parsed, as far as they form a chain; then what is bad goes to `bad`.
+
+    What `audit` says where there are no repeats, one line at a time: each is parsed once and forgotten.
+    """
+    chain = Chain()
+    for line in lines:
+        record, event = _parse(line)
+        problem = None if record.problem is None else ("here", record.problem)
+        if problem is None:
+            problem = _follows(chain, record.number, record.previous, allows_repeats=False)
+        if problem is not None or event is None:
+            place, what = problem or ("here", "")
+            at = chain.lines[-1] if place == "before" else line
+            bad.append(Bad(at.partition, at.offset, record.subject, record.number - (place == "before"), what))
+            return
+        chain.lines.append(line)
+        chain.hashes.append(record.sha256)
+        yield line, event
 
 
 def read(line: Line) -> Read:

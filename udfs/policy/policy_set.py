@@ -120,6 +120,11 @@ class Scope:
 
     def __init__(self, entries: tuple[_Entry, ...], candidate: Scope | None = None) -> None:
         self.candidate = candidate
+        self._base: Scope | None = None
+        if candidate is not None:
+            candidate._base = self
+        # The variables judged last and what each entry said of them, for the candidate's turn.
+        self._last: tuple[Mapping[str, object], list[Evaluation]] | None = None
         self._entries = entries
         self._variables: dict[str, str] = {}
         # Two policies were checked with different types for one variable: each reads its own.
@@ -161,9 +166,7 @@ class Scope:
         errors: list[PolicyError] = []
         matched: list[tuple[str, int, PolicyVerdict]] = []
         if self._entries:
-            read = self._reader(variables)
-            for entry in self._entries:
-                evaluation = read(entry)
+            for entry, evaluation in zip(self._entries, self._evaluate(variables), strict=True):
                 if evaluation.value:
                     matched.append(entry.match)
                     by_verdict[entry.policy.verdict].append(entry)
@@ -223,6 +226,23 @@ class Scope:
             freshness_s=self.freshness_s,
         )
 
+    def _evaluate(self, values: Mapping[str, object]) -> list[Evaluation]:
+        """What each entry says. A candidate takes what its base just said of the same values from there."""
+        known: Mapping[int, Evaluation] = {}
+        if self._base is not None and self._base._last is not None and self._base._last[0] is values:
+            known = dict(zip(map(id, self._base._entries), self._base._last[1], strict=True))
+        read = None
+        said = []
+        for entry in self._entries:
+            evaluation = known.get(id(entry))
+            if evaluation is None:
+                read = read or self._reader(values)
+                evaluation = read(entry)
+            said.append(evaluation)
+        if self.candidate is not None:
+            self._last = (values, said)
+        return said
+
     def _reader(self, values: Mapping[str, object]) -> Callable[[_Entry], Evaluation]:
         """Converts the variables once, for all policies; the conversion costs most of the time."""
         if self._is_mixed:
@@ -233,7 +253,11 @@ class Scope:
         except Exception:  # text it cannot take: an error for who reads it
             return lambda entry: entry.condition.evaluate(values)
         if not bindings.wrong:
-            return lambda entry: outcome(entry.condition.program, context)
+
+            def plain(entry: _Entry) -> Evaluation:
+                return outcome(entry.condition.program, context)
+
+            return plain
 
         def read(entry: _Entry) -> Evaluation:
             bad = sorted(entry.reads & bindings.wrong.keys())

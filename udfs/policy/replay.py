@@ -6,7 +6,7 @@ made (`Inputs`), so the order in which `govern` happened to read its topics is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -75,26 +75,25 @@ def proposal_in(decision: Mapping[str, Any]) -> Incoming:
 
 def replay(
     governor: Governor,
-    chain: Sequence[Line],
+    chain: Iterable[tuple[Line, dict[str, Any]]],
+    lines: Sequence[Line],
     outcomes: Sequence[tuple[int, Reported]],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies_at: Mapping[int, PolicySet],
     contending: Mapping[int, tuple[bytes | None, bytes | None]] = MappingProxyType({}),
-    events: Sequence[dict[str, Any]] | None = None,
 ) -> Iterator[Remade]:
     """One subject's entries in order, each made again; one that `govern` could not have made comes out as nothing.
 
-    `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
+    `chain`: the entries, each with what it says, taken one by one; `lines`: all of them at once, for
+    grants, which stand in entries further on. `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
     of its approvals partition, by offset. `policies_at`: the policies as they were after the record
     of each offset that an entry names. `contending`: like `answers`, of the proposals that contended.
-    `events`: the entries parsed, if that was done already.
     """
     state = SubjectState()
     settled = 0
     pending: list[bytes] = []
     made_from: object = None
-    for number, line in enumerate(chain):
-        recorded = orjson.loads(line.value or b"") if events is None else events[number]
+    for number, (line, recorded) in enumerate(chain):
         try:
             inputs = recorded["data"]["inputs"]
             came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
@@ -105,7 +104,7 @@ def replay(
                     state.report(reported, offset)
                     settled += 1
                 done, state = _with_grants(
-                    governor, state, recorded, chain, number, answers, contending,
+                    governor, state, recorded, lines, number, answers, contending,
                     policies_at[inputs["policies_offset"]],
                 )  # fmt: skip
                 pending = [each.decision for each in done]
@@ -121,7 +120,7 @@ def _with_grants(
     governor: Governor,
     state: SubjectState,
     recorded: Mapping[str, Any],
-    chain: Sequence[Line],
+    lines: Sequence[Line],
     number: int,
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     contending: Mapping[int, tuple[bytes | None, bytes | None]],
@@ -136,7 +135,7 @@ def _with_grants(
         try:
             return _again(governor, state, recorded, answers, contending, policies, grants), state
         except NeedsGrant as needed:
-            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, chain[number : number + 64])
+            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines[number : number + 64])
             if before is not None:
                 state = SubjectState.from_json(before)
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from udfs.policy.audit import ALWAYS, Line, Period, audit
+import orjson
+
+from udfs.policy.audit import ALWAYS, Bad, Line, Period, audit, entries
 from udfs.policy.govern import Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Reported
@@ -105,9 +107,13 @@ class Replayed:
             return True
         partition = min(line.partition for line in log.decisions)
         here = [line for line in log.decisions if line.partition == partition]
-        found = audit(here, allows_repeats=terms.allows_repeats, keeps="events")
-        is_whole = not found.bad and len(here) == len(log.decisions)
-        self.broken_chains += not is_whole
+        is_split = len(here) < len(log.decisions)
+        bad: list[Bad] = []
+        if terms.allows_repeats:  # what supersedes an entry may come long after it
+            found = audit(here, allows_repeats=True)
+            bad = found.bad
+            here = [line for chain in found.chains.values() for line in chain.lines]
+        chain = ((line, orjson.loads(line.value or b"")) for line in here) if terms.allows_repeats else entries(here, bad)
         outcomes = _reported(governor, log.outcomes)
         statuses = {
             reported.command_id: "failed" if reported.has_failed else "succeeded" for _, reported in outcomes
@@ -115,19 +121,18 @@ class Replayed:
         answers = {line.offset: (line.key, line.value) for line in log.approvals}
         contending = {line.offset: (line.key, line.value) for line in log.proposals}
         covers, is_always = terms.period.covers, terms.period == ALWAYS
-        for chain in found.chains.values():
-            for remade in replay(
-                governor, chain.lines, outcomes, answers, policies_at, contending, events=chain.events
-            ):
-                data = remade.recorded["data"]
-                if not is_always and not covers(data.get("event_time")):
-                    continue
-                if not terms.by_bytes and (data.get("inputs") or {}).get("trigger") != "proposal":
-                    continue
-                self.decisions += 1
-                if not remade.is_same and (terms.by_bytes or _said(remade.recorded) != _said(remade.remade)):
-                    self.different += 1
-                    self._enter(remade, statuses)
+        for remade in replay(governor, chain, here, outcomes, answers, policies_at, contending):
+            data = remade.recorded["data"]
+            if not is_always and not covers(data.get("event_time")):
+                continue
+            if not terms.by_bytes and (data.get("inputs") or {}).get("trigger") != "proposal":
+                continue
+            self.decisions += 1
+            if not remade.is_same and (terms.by_bytes or _said(remade.recorded) != _said(remade.remade)):
+                self.different += 1
+                self._enter(remade, statuses)
+        is_whole = not bad and not is_split
+        self.broken_chains += not is_whole
         return is_whole
 
     def _enter(self, remade: Remade, statuses: Mapping[str, str]) -> None:
