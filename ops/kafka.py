@@ -165,7 +165,7 @@ class BulkReader:
             self._reader.assign([where])
             silent_since = time.monotonic()
             while end > 0:
-                found = self._reader.consume(_BATCH, timeout=1.0)
+                found = self._reader.consume(_BATCH, timeout=0.02)  # what there is by then
                 for message in found:
                     error = message.error()
                     if error is not None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import orjson
+
 from contracts.domain import load_domain
+from contracts.errors import JobFailed, SetupFailed
 from contracts.policy import Policy
 from contracts.topics import topic
 from jobs.settings import load_settings
-from ops import kafka
+from ops import flink_jobs, instance, kafka
 from ops.audit import read_period
+from ops.home import CHECKOUT, Home
 from udfs.policy.audit import Line
 from udfs.policy.govern import Governor
 from udfs.policy.policy_log import Candidates, PolicyLog
@@ -99,3 +107,42 @@ def _partitions(
                 if (log := logs.get(key or b"")) is not None:
                     getattr(log, name).append(Line(partition, offset, key, value))
         yield logs
+
+
+def run_on_flink(
+    home: Home,
+    domain: str,
+    *,
+    candidates: Sequence[Policy] | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> Done:
+    """The same by a bounded job on the running cluster of `home`; the report is the same too.
+
+    Its time includes planning and submission, some seconds. Raises SetupFailed when nothing runs there or for
+    what is no time, JobFailed with the cause.
+    """
+    period = read_period(since, until)
+    if not instance.is_running(home):
+        raise SetupFailed(f"--flink: no cluster runs in {home.path}; './flyball up {domain}' starts one")
+    command = [sys.executable, "-m", "jobs.replay", "--domain", domain]
+    for option, value in (("--from-ms", period.from_ms), ("--to-ms", period.to_ms)):
+        if value is not None:
+            command += [f"{option}={value}"]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=home.run) as folder:
+        if candidates is not None:
+            path = Path(folder) / "candidates.json"
+            path.write_bytes(orjson.dumps([policy.model_dump(mode="json") for policy in candidates]))
+            command += ["--candidates", str(path)]
+        client = subprocess.run(
+            command, env=flink_jobs.client_environment(home), cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if client.returncode:
+        (home.logs / f"replay-{domain}.out").write_text(client.stdout + client.stderr)
+        raise JobFailed(f"replay of {domain} on Flink failed: {flink_jobs.last_cause(client.stdout + client.stderr)}")
+    done = Done()
+    done.found.add(orjson.loads(client.stdout.strip().splitlines()[-1]))
+    done.seconds = time.perf_counter() - began
+    return done
