@@ -9,7 +9,7 @@ from typing import Any
 from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, KeyedStream, StreamExecutionEnvironment
 from pyflink.java_gateway import get_gateway
-from pyflink.table import DataTypes, Schema, StreamTableEnvironment
+from pyflink.table import DataTypes, EnvironmentSettings, Schema, StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
 from pyflink.util.java_utils import to_jarray
 
@@ -31,13 +31,21 @@ def configuration(name: str, settings: Settings) -> Configuration:
         "table.local-time-zone": "UTC",
         "table.exec.uid.generation": "DISABLED",
     }
-    if name != "context":
+    if name == "replay":
+        # Bounded, and begun anew when it fails. Its name is not `domain.job`: it is none of the domain's jobs.
+        values |= {
+            "pipeline.name": f"replay {settings.domain}",
+            "execution.runtime-mode": "BATCH",
+            "execution.batch.adaptive.auto-parallelism.enabled": "false",
+        }
+        del values["execution.checkpointing.interval"]
+    elif name != "context":
         # Each record is handed on at once: a timer that flushes every ms costs more at their rates.
         values["execution.buffer-timeout.interval"] = "0 ms"
     if name == "govern":
         # Ids of months, checkpointed four times a second: only what changed may be written.
         values |= {"state.backend.type": "rocksdb", "execution.checkpointing.incremental": "true"}
-    if checkpoints := os.environ.get("FLYBALL_CHECKPOINTS"):
+    if (checkpoints := os.environ.get("FLYBALL_CHECKPOINTS")) and name != "replay":
         values["execution.checkpointing.dir"] = f"{checkpoints}/{settings.domain}.{name}"
     if resume := os.environ.get("FLYBALL_RESUME_FROM"):
         values["execution.state-recovery.path"] = resume
@@ -63,7 +71,8 @@ def table_environment(
         )
     else:
         env = StreamExecutionEnvironment.get_execution_environment(config)
-    return env, StreamTableEnvironment.create(env)
+    mode = EnvironmentSettings.in_batch_mode if name == "replay" else EnvironmentSettings.in_streaming_mode
+    return env, StreamTableEnvironment.create(env, environment_settings=mode())
 
 
 def stream_graph(env: StreamExecutionEnvironment, job_name: str) -> Any:

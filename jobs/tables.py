@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 from contracts.errors import BrokerUnavailable
 from contracts.topics import MAX_RECORD_BYTES, topic
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from kafka import KafkaConsumer
 
 KAFKA_TRANSACTION_TIMEOUT_MS = 900_000
 
@@ -17,14 +22,16 @@ def _with(options: Mapping[str, str]) -> str:
 
 
 def raw_source(
-    table: str, topics: list[str], settings: Settings, *, group: str, is_timed: bool = False
-) -> str:
+    table: str, topics: list[str], settings: Settings, *, group: str, is_timed: bool = False,
+    until: Mapping[int, int] | Literal["latest"] | None = None,
+) -> str:  # fmt: skip
     """A table of undecoded records with their place; `appended_at` is the broker's clock.
 
     `is_timed` adds a watermark, generated inside the source for each partition apart (reading a
     backlog, partitions run apart by any amount; one watermark behind the source would call the
     slower ones late). It reads the envelope's `time` from the undecoded text, only when in UTC
     ("Z"); one further ahead of the broker's clock than a fact may be moves nothing.
+    `until` bounds it: partition -> offset of a single topic, or where every partition ends as the job starts.
     """
     options = {
         "connector": "kafka",
@@ -41,6 +48,12 @@ def raw_source(
         "value.format": "raw",
         "value.fields-include": "EXCEPT_KEY",
     }
+    if until == "latest":
+        options["scan.bounded.mode"] = "latest-offset"
+    elif until is not None:
+        options["scan.bounded.mode"] = "specific-offsets"
+        ends = (f"partition:{partition},offset:{end}" for partition, end in sorted(until.items()))
+        options["scan.bounded.specific-offsets"] = ";".join(ends)
     return (
         f"CREATE TEMPORARY TABLE {table} (\n"
         "    record_key BYTES,\n"
@@ -144,20 +157,47 @@ def end_offset(settings: Settings, topic_name: str) -> int:
     Control topics are written without transactions, so the record before the end is a real one.
     Raises BrokerUnavailable when no broker answers or the topic is missing.
     """
+    return committed_ends(settings, topic_name)[0]
+
+
+def committed_ends(settings: Settings, topic_name: str) -> dict[int, int]:
+    """Partition -> where its committed records end now. Raises BrokerUnavailable as `end_offset`."""
+    with _reader(settings, topic_name) as (reader, where):
+        return {partition.partition: int(end) for partition, end in reader.end_offsets(where).items()}
+
+
+def control_records(settings: Settings, topic_name: str) -> list[tuple[int, bytes | None]]:
+    """Offset and value of every record of a control topic now. Raises BrokerUnavailable as `end_offset`."""
+    found: list[tuple[int, bytes | None]] = []
+    with _reader(settings, topic_name) as (reader, where):
+        reader.assign(where)
+        reader.seek_to_beginning(*where)
+        ends = reader.end_offsets(where)
+        while any(reader.position(partition) < end for partition, end in ends.items()):
+            for batch in reader.poll(timeout_ms=200).values():
+                found += [(record.offset, record.value) for record in batch]
+    return found
+
+
+@contextmanager
+def _reader(settings: Settings, topic_name: str) -> Iterator[tuple[KafkaConsumer, list[Any]]]:
+    """A consumer of committed records, and the topic's partitions."""
     from kafka import KafkaConsumer, TopicPartition
     from kafka.errors import KafkaError
 
     name = topic(topic_name).of(settings.domain)
     try:
-        reader = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+        reader = KafkaConsumer(
+            bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed",
+            enable_auto_commit=False, max_partition_fetch_bytes=MAX_RECORD_BYTES,
+        )  # fmt: skip
         try:
             if name not in reader.topics():
                 raise BrokerUnavailable(
                     f"topic {name!r} is not at {settings.bootstrap_servers}; './flyball up"
                     f" {settings.domain}' makes the topics"
                 )
-            partition = TopicPartition(name, 0)
-            return int(reader.end_offsets([partition])[partition])
+            yield reader, [TopicPartition(name, number) for number in sorted(reader.partitions_for_topic(name))]
         finally:
             reader.close()
     except KafkaError as error:

@@ -23,12 +23,14 @@ from udfs.policy.signing import public_text
 
 
 def lines(bootstrap_servers: str, domain: str) -> Iterator[Line]:
-    """The domain's decisions as a read_committed reader sees them, partition by partition."""
-    found = [
-        Line(r.partition, r.offset, r.key, r.value)
-        for r in kafka.read_all(bootstrap_servers, [topic("decisions").of(domain)])
-    ]
-    yield from sorted(found, key=lambda line: (line.partition, line.offset))
+    """The domain's decisions as a read_committed reader sees them, partition by partition; none is kept."""
+    reader, name = kafka.BulkReader(bootstrap_servers), topic("decisions").of(domain)
+    try:
+        for partition in reader.partitions(name):
+            for offset, key, value in reader.read(name, partition):
+                yield Line(partition, offset, key, value)
+    finally:
+        reader.close()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def verify(
             f"{sealed_in} has {len(heads)} heads and this home has no key to hold them against: give the public key"
             " of their sealer with --public-key"
         )
-    found = audit(lines(bootstrap_servers, domain), allows_repeats=delivery == "at_least_once", period=period)
+    found = audit(
+        lines(bootstrap_servers, domain), allows_repeats=delivery == "at_least_once", period=period, keeps="places"
+    )
     broken = {bad.subject for bad in found.bad}
     seals = check(
         heads, found.records, domain=domain, public_key=public_key or "", broken=broken, anchor=anchor

@@ -262,9 +262,13 @@ def replay(
     policies: Annotated[Path | None, typer.Option(help="a folder of candidate policies")] = None,
     since: Since = None,
     until: Until = None,
+    flink: Annotated[bool, typer.Option("--flink", help="as a bounded job on the running cluster")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make every recorded decision again and show what differs; nothing may, under the same policies."""
+    """Make every recorded decision again and show what differs; nothing may, under the same policies.
+
+    In this process one partition of the decisions is in memory at a time; with --flink one subject.
+    """
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from ops import policies as policy_files
@@ -278,18 +282,22 @@ def replay(
         candidates = policy_files.check_files(domain, files)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
         task = bar.add_task("reading the log")
-        done = replayer.run(
-            _bootstrap(), domain, candidates=candidates, since=since, until=until,
-            on_progress=lambda count: bar.update(task, description=f"{count} decisions made again"),
-        )  # fmt: skip
+        if flink:
+            bar.update(task, description="a job makes the decisions again")
+            done = replayer.run_on_flink(_home(), domain, candidates=candidates, since=since, until=until)
+        else:
+            done = replayer.run(
+                _bootstrap(), domain, candidates=candidates, since=since, until=until,
+                on_progress=lambda count: bar.update(task, description=f"{count} decisions made again"),
+            )  # fmt: skip
     found = done.told()
     if as_json:
         _print_json(found)
     else:
         out.print(
-            f"{done.decisions} decisions made again ({found['decisions_per_s']} a second), {done.different} differ"
+            f"{found['decisions']} decisions made again ({found['decisions_per_s']} a second), {found['different']} differ"
         )
-        if done.changes:
+        if found["changes"]:
             table = Table(box=None)
             for column in ("action", "recorded", "now", "by", "how many", "outcomes lost", "for example"):
                 table.add_column(column)
@@ -300,9 +308,9 @@ def replay(
                     str(change["count"]), lost, change["examples"][0],
                 )  # fmt: skip
             out.print(table)
-        if done.broken_chains:
-            err.print(f"[red]{done.broken_chains} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
-    if done.broken_chains or (done.different and candidates is None):
+        if found["broken_chains"]:
+            err.print(f"[red]{found['broken_chains']} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
+    if found["broken_chains"] or (found["different"] and candidates is None):
         raise typer.Exit(1)
 
 

@@ -12,7 +12,7 @@ from contracts.domain import load_domain
 from contracts.policy import Policy
 from jobs.settings import load_settings
 from ops import policies
-from ops.audit import lines
+from ops.audit import lines, read_period
 from udfs.policy import cel_subset
 from udfs.policy.cel import Condition
 from udfs.policy.govern import Governor
@@ -24,14 +24,14 @@ _EXAMPLES = 3
 def _decisions(
     bootstrap_servers: str, domain: str, since: str | None, until: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Every decision about a proposal once, between two event times."""
+    """Every decision about a proposal once, between two event times. Raises SetupFailed for what is no time."""
     seen: set[str] = set()
+    period = read_period(since, until)
     for line in lines(bootstrap_servers, domain):
         event = orjson.loads(line.value or b"{}")
-        at = str(event.get("time"))
         if event.get("type") != Decision.event_type or event["data"]["inputs"]["trigger"] != "proposal":
             continue
-        if event.get("id") in seen or (since and at < since) or (until and at >= until):
+        if event.get("id") in seen or not period.covers(event["data"]["event_time"]):
             continue
         seen.add(str(event["id"]))
         yield event

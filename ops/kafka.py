@@ -6,12 +6,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import confluent_kafka
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from contracts.errors import BrokerUnavailable
 from contracts.topics import MAX_RECORD_BYTES, TOPICS
+
+_PATIENCE_S = 30.0
+# Records handed over at once by the bulk reader: few enough to be warm in the cache when they are parsed.
+_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,78 @@ def poll(reader: KafkaConsumer, *, timeout_ms: int) -> Iterator[Record]:
     for batch in reader.poll(timeout_ms=timeout_ms).values():
         for r in batch:
             yield Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
+
+
+class BulkReader:
+    """Reads partitions one after another, committed records only, from the beginning to where each ends now.
+
+    With confluent-kafka, which fetches ahead on threads of its own: kafka-python takes longer to read a
+    decision than it takes to make it again (docs/decisions/0022). Raises BrokerUnavailable.
+    """
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._reader = confluent_kafka.Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "flyball-bulk",  # asked for by the client; nothing is committed
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,
+                "fetch.message.max.bytes": MAX_RECORD_BYTES,
+                "queued.max.messages.kbytes": 65_536,
+                "check.crcs": False,
+                "log_level": 0,
+            }
+        )
+
+    def partitions(self, topic: str) -> list[int]:
+        """The numbers of a topic's partitions."""
+        try:
+            found = self._reader.list_topics(topic, timeout=_PATIENCE_S).topics[topic]
+        except confluent_kafka.KafkaException as error:
+            raise self._unavailable(error) from None
+        if found.error is not None or not found.partitions:
+            raise BrokerUnavailable(f"topic {topic!r} does not exist; './flyball up DOMAIN' makes it")
+        return sorted(found.partitions)
+
+    def read(self, topic: str, partition: int) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+        """Offset, key and value of each record there is when this begins."""
+        where = confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
+        try:
+            _, end = self._reader.get_watermark_offsets(where, timeout=_PATIENCE_S)
+            self._reader.assign([where])
+            silent_since = time.monotonic()
+            while end > 0:
+                found = self._reader.consume(_BATCH, timeout=0.02)  # what there is by then
+                for message in found:
+                    error = message.error()
+                    if error is not None:
+                        if error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
+                            return
+                        if error.retriable() or not error.fatal():
+                            continue
+                        raise BrokerUnavailable(f"reading {topic}/{partition}: {error}")
+                    offset = int(message.offset() or 0)
+                    if offset >= end:
+                        return
+                    yield offset, message.key(), message.value()
+                    if offset == end - 1:
+                        return
+                now = time.monotonic()
+                if found:
+                    silent_since = now
+                elif now - silent_since > _PATIENCE_S:
+                    raise BrokerUnavailable(f"{topic}/{partition}: no record came for {_PATIENCE_S:.0f} s")
+        except confluent_kafka.KafkaException as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: Exception) -> BrokerUnavailable:
+        return BrokerUnavailable(f"no broker answered at {self._bootstrap_servers}: {error}")
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:

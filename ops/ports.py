@@ -37,7 +37,7 @@ def choose(configured: dict[str, int]) -> dict[str, int]:
     try:
         for name, port in configured.items():
             try:
-                probe = _bound(port) if port else _any_free()
+                probe = _bound(port) if port else _any_free(set(chosen.values()) | set(configured.values()))
             except OSError as error:
                 raise SetupFailed(
                     f"port {port} for {name} is not free ({error.strerror}). Stop what listens"
@@ -51,9 +51,12 @@ def choose(configured: dict[str, int]) -> dict[str, int]:
     return chosen
 
 
-def _any_free() -> socket.socket:
+def _any_free(taken: set[int]) -> socket.socket:
+    """A free port that is none of `taken`: Linux lets two sockets with SO_REUSEADDR be bound to one port."""
     candidates = random.SystemRandom().sample(_CHOICE, 200)
     for port in candidates:
+        if port in taken:
+            continue
         try:
             return _bound(port)
         except OSError:

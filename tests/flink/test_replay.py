@@ -110,6 +110,19 @@ def test_every_chain_is_whole_and_every_decision_comes_out_the_same_again(
     replayed = orjson.loads(said.out)
     assert replayed["changes"] == []
     assert (said.code, replayed["decisions"], replayed["different"]) == (0, audit["entries"], 0)
+    assert on_flink(flyball) == reported(replayed)
+
+
+def reported(told: dict[str, Any]) -> dict[str, Any]:
+    """What a replay found, without how fast it was."""
+    return {name: value for name, value in told.items() if name != "decisions_per_s"}
+
+
+def on_flink(flyball: Callable[..., Any], *options: object) -> dict[str, Any]:
+    """The report of the bounded job."""
+    said = flyball("replay", "machines", "--flink", "--json", *options, timeout_s=300)
+    assert said.code == 0, said.err
+    return reported(orjson.loads(said.out))
 
 
 def test_heads_are_signed_while_the_domain_runs(machines: Loop, flyball: Callable[..., Any]) -> None:
@@ -147,13 +160,15 @@ def test_a_replay_under_candidates_tells_what_they_would_change(
     machines.send("proposals", (subject, event))
     decision = machines.decision_of(proposal_id, subject)
     machines.wait_for("the outcome", lambda: machines.events("outcomes", subject))
+    machines.settle()
     policy_file(tmp_path, "open", 1, "active", "somebody else", verdict="allow")
 
     said = flyball("replay", "machines", "--policies", tmp_path, "--json")
     assert said.code == 0, said.err
-    changes = orjson.loads(said.out)["changes"]
+    told = orjson.loads(said.out)
+    assert on_flink(flyball, "--policies", tmp_path) == reported(told), "in a process and on Flink"
     change = next(
-        c for c in changes
+        c for c in told["changes"]
         if (c["action"], c["before"], c["after"]) == ("activate_cooling", "allow allowed_by_policy", "deny no_policy_matched")
     )  # fmt: skip
     assert sum(change["outcomes"].values()) == change["count"], "each lost command had an outcome, or has none yet"

@@ -13,7 +13,7 @@ from contracts.domain import load_domain
 from ops.coverage import branches
 from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
 from udfs.policy import cases
-from udfs.policy.audit import Line, audit
+from udfs.policy.audit import Bad, Line, entries
 from udfs.policy.govern import MAX_HOLDS, Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replay import Remade, replay
@@ -26,11 +26,13 @@ TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
 
 def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
     played = cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
-    found = audit((Line(0, n, b"m-1", d.decision) for n, d in enumerate(played.decided)), allows_repeats=False)
-    assert found.bad == [], "the entries of a case form a chain"
-    chain = found.chains["m-1"].lines
+    lines = [Line(0, n, b"m-1", d.decision) for n, d in enumerate(played.decided)]
+    bad: list[Bad] = []
     governor = Governor(CONTRACT, max_hops=6, max_holds=case.get("max_holds", MAX_HOLDS))
-    return list(replay(governor, chain, played.outcomes, played.answers, {-1: policies}, played.proposals))
+    chain = entries(lines, bad)
+    again = list(replay(governor, chain, lines, played.outcomes, played.answers, {-1: policies}, played.proposals))
+    assert (bad, len(again)) == ([], len(lines)), "the entries of a case form a chain"
+    return again
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])

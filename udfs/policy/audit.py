@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from sys import intern
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -61,7 +62,10 @@ class Read(NamedTuple):
 
 @dataclass
 class Chain:
-    """One subject's entries in force: `hashes[n - 1]` is the SHA-256 of entry n's bytes."""
+    """One subject's entries in force: `hashes[n - 1]` is the SHA-256 of entry n's bytes.
+
+    `lines` are without key and value where only places are kept.
+    """
 
     lines: list[Line] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
@@ -102,9 +106,13 @@ class Period:
 
 
 ALWAYS = Period()
+# What an audit keeps of the entries: where they lie (some hundred bytes each), or their bytes too.
+Keeps = Literal["places", "lines"]
 
 
-def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAYS) -> Audit:
+def audit(
+    lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAYS, keeps: Keeps = "lines"
+) -> Audit:
     """Check every chain. `lines`: partition by partition, in the order of offsets.
 
     Under at_least_once (`allows_repeats`) a repeated entry supersedes its predecessor and all after
@@ -139,21 +147,47 @@ def audit(lines: Iterable[Line], *, allows_repeats: bool, period: Period = ALWAY
             if is_counted:
                 found.superseded += len(chain.hashes) - number + 1
             del chain.lines[number - 1 :], chain.hashes[number - 1 :]
-        chain.lines.append(line)
+        chain.lines.append(Line(line.partition, line.offset, None, None) if keeps == "places" else line)
         chain.hashes.append(record.sha256)
     found.bad.sort(key=lambda bad: (bad.partition, bad.offset))
     return found
 
 
+def entries(lines: Iterable[Line], bad: list[Bad]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """One subject's lines as entries, parsed, as far as they form a chain; then what is bad goes to `bad`.
+
+    What `audit` says where there are no repeats, one line at a time: each is parsed once and forgotten.
+    """
+    chain = Chain()
+    for line in lines:
+        record, event = _parse(line)
+        problem = None if record.problem is None else ("here", record.problem)
+        if problem is None:
+            problem = _follows(chain, record.number, record.previous, allows_repeats=False)
+        if problem is not None or event is None:
+            place, what = problem or ("here", "")
+            at = chain.lines[-1] if place == "before" else line
+            bad.append(Bad(at.partition, at.offset, record.subject, record.number - (place == "before"), what))
+            return
+        chain.lines.append(line)
+        chain.hashes.append(record.sha256)
+        yield line, event
+
+
 def read(line: Line) -> Read:
     """The record's place in its chain, by its own words. Never raises."""
+    return _parse(line)[0]
+
+
+def _parse(line: Line) -> tuple[Read, dict[str, Any] | None]:
+    """The same, and the whole of it, parsed once; None for what is no entry."""
     key = (line.key or b"").decode(errors="replace")
     value = line.value or b""
-    sha256 = hashlib.sha256(value).hexdigest()
+    sha256 = intern(hashlib.sha256(value).hexdigest())  # the next entry names it: one text for both
 
-    def is_none(what: str, number: int = 0) -> Read:
+    def is_none(what: str, number: int = 0) -> tuple[Read, None]:
         told = f"inserted or changed: {what}"
-        return Read(line.partition, line.offset, key, number, None, sha256, None, told)
+        return Read(line.partition, line.offset, key, number, None, sha256, None, told), None
 
     try:
         event = orjson.loads(value)
@@ -166,9 +200,11 @@ def read(line: Line) -> Read:
     if subject != key or not _SUBJECT.match(key):
         return is_none(f"its key is {key!r:.300}, its subject {subject!r:.300}", number)
     time = data.get("event_time")
-    return Read(
-        line.partition, line.offset, subject, number, previous, sha256, time if isinstance(time, str) else None
-    )
+    record = Read(
+        line.partition, line.offset, intern(key), number, intern(previous) if type(previous) is str else previous,
+        sha256, intern(time) if type(time) is str else None,
+    )  # fmt: skip
+    return record, event
 
 
 def _follows(

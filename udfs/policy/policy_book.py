@@ -46,7 +46,11 @@ class PolicyBook:
 
     def take(self, text: bytes | None, variables: dict[str, str]) -> None:
         """Enter one event of the policies topic. Raises BadInput and changes nothing if it is bad."""
-        match read_policy_event(text, variables):
+        self.enter(read_policy_event(text, variables))
+
+    def enter(self, event: Policy | PolicySwitch | Person) -> None:
+        """Enter an event that was read (`read_policy_event`); it takes the place of its predecessor."""
+        match event:
             case PolicySwitch() as switch:
                 self._switches[f"{switch.agent or ''}/{switch.action or ''}/{switch.subject or ''}"] = switch
             case Person() as person:

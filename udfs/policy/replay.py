@@ -6,7 +6,7 @@ made (`Inputs`), so the order in which `govern` happened to read its topics is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -36,15 +36,20 @@ class Remade:
 
 
 def proposal_in(decision: Mapping[str, Any]) -> Incoming:
-    """The proposal a decision was made about, out of the decision's own event."""
+    """The proposal a decision was made about, out of the decision's own event.
+
+    Checked as `govern` checks what it reads: a chain proves that nobody changed an entry since, not that
+    `govern` could have written it. Raises ValueError, KeyError or TypeError when it could not.
+    """
     data = decision["data"]
     proposed = data["proposed"] or data
     expires_at = data["expires_at"]
+    event_ms, features_at = parse_time_ms(data["event_time"]), data["features_at"]
     return Incoming(
         id=data["proposal_id"],
         subject=decision["subject"],
-        event_ms=parse_time_ms(data["event_time"]),
-        features_ms=parse_time_ms(data["features_at"]),
+        event_ms=event_ms,
+        features_ms=event_ms if features_at == data["event_time"] else parse_time_ms(features_at),
         expiry_ms=None if expires_at is None else parse_time_ms(expires_at),
         correlation_id=decision["correlationid"],
         hops=decision["hops"],
@@ -60,7 +65,7 @@ def proposal_in(decision: Mapping[str, Any]) -> Incoming:
                 "reason": data["proposal_reason"],
                 "situation_type": data["situation_type"],
                 "features": data["features"],
-                "features_at": data["features_at"],
+                "features_at": features_at,
                 "model": data["model"],
             }
         ),
@@ -70,15 +75,17 @@ def proposal_in(decision: Mapping[str, Any]) -> Incoming:
 
 def replay(
     governor: Governor,
-    chain: Sequence[Line],
+    chain: Iterable[tuple[Line, dict[str, Any]]],
+    lines: Sequence[Line],
     outcomes: Sequence[tuple[int, Reported]],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies_at: Mapping[int, PolicySet],
     contending: Mapping[int, tuple[bytes | None, bytes | None]] = MappingProxyType({}),
 ) -> Iterator[Remade]:
-    """One subject's entries in order, each made again.
+    """One subject's entries in order, each made again; one that `govern` could not have made comes out as nothing.
 
-    `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
+    `chain`: the entries, each with what it says, taken one by one; `lines`: all of them at once, for
+    grants, which stand in entries further on. `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
     of its approvals partition, by offset. `policies_at`: the policies as they were after the record
     of each offset that an entry names. `contending`: like `answers`, of the proposals that contended.
     """
@@ -86,22 +93,25 @@ def replay(
     settled = 0
     pending: list[bytes] = []
     made_from: object = None
-    for number, line in enumerate(chain):
-        recorded = orjson.loads(line.value or b"")
-        inputs = recorded["data"]["inputs"]
-        came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
-        if not (pending and came_from == made_from):
-            while settled < len(outcomes) and outcomes[settled][0] <= inputs["outcomes_offset"]:
-                offset, reported = outcomes[settled]
-                state.report(reported, offset)
-                settled += 1
-            state.versions.update(inputs["versions"])
-            policies = policies_at[inputs["policies_offset"]]
-            done, state = _with_grants(
-                governor, state, recorded, chain[number:], answers, contending, policies
-            )
-            pending = [each.decision for each in done]
-            made_from = came_from
+    for number, (line, recorded) in enumerate(chain):
+        try:
+            inputs = recorded["data"]["inputs"]
+            came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
+            if not (pending and came_from == made_from):
+                pending = []
+                while settled < len(outcomes) and outcomes[settled][0] <= inputs["outcomes_offset"]:
+                    offset, reported = outcomes[settled]
+                    state.report(reported, offset)
+                    settled += 1
+                state.versions.update(inputs["versions"])
+                done, state = _with_grants(
+                    governor, state, recorded, lines, number, answers, contending,
+                    policies_at[inputs["policies_offset"]],
+                )  # fmt: skip
+                pending = [each.decision for each in done]
+                made_from = came_from
+        except (KeyError, TypeError, ValueError, AttributeError):  # no entry that `govern` writes
+            pending = []
         remade = pending.pop(0) if pending else b"null"
         is_same = remade == line.value
         yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same)
@@ -112,6 +122,7 @@ def _with_grants(
     state: SubjectState,
     recorded: Mapping[str, Any],
     lines: Sequence[Line],
+    number: int,
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     contending: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
@@ -125,13 +136,13 @@ def _with_grants(
         try:
             return _again(governor, state, recorded, answers, contending, policies, grants), state
         except NeedsGrant as needed:
-            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines)
+            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines[number : number + 64])
             if before is not None:
                 state = SubjectState.from_json(before)
 
 
 def _recorded_grant(claim_id: str, lines: Sequence[Line]) -> Grant:
-    for line in lines[:64]:
+    for line in lines:
         grant = orjson.loads(line.value or b"{}")["data"].get("grant")
         if grant is not None and grant["claim_id"] == claim_id:
             return as_grant(grant)

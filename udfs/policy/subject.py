@@ -110,8 +110,15 @@ class SubjectState:
 
     def count(self, action: str, within_ms: int) -> int:
         """How many were allowed in the last `within_ms` of event time, the present included."""
-        allowed = self.allowed.get(action, ())
-        return len(allowed) - bisect_right(allowed, self.clock_ms - within_ms, key=_at)
+        allowed = self.allowed.get(action)
+        if not allowed:
+            return 0
+        since = self.clock_ms - within_ms
+        if _at(allowed[0]) > since:  # nearly always: all of them, or none
+            return len(allowed)
+        if _at(allowed[-1]) <= since:
+            return 0
+        return len(allowed) - bisect_right(allowed, since, key=_at)
 
     def within(self, within_ms: int) -> list[tuple[str, Allowed]]:
         """Everything allowed in the last `within_ms`, with its action."""

@@ -1,0 +1,91 @@
+"""What a replay finds of one subject after another, and the sum of it, wherever it was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from contracts.domain import load_domain
+from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
+from udfs.policy import cases
+from udfs.policy.audit import Line, Period
+from udfs.policy.govern import Governor
+from udfs.policy.policy_set import PolicySet
+from udfs.policy.replayed import Replayed, SubjectLog, Terms
+
+CONTRACT = load_domain("machines")
+CASE: dict[str, Any] = {"policies": [{"id": "may"}], "given": [{}, {"at": 60}, {"at": 120, "confidence": 0.99}]}
+STRICTER = policies_of({"policies": [{"id": "may", "when": "confidence > 0.95"}]})
+
+
+def lines(partition: int = 0) -> list[Line]:
+    played = cases.play(CONTRACT, policies_of(CASE), CASE, DEFAULTS, max_hops=6)
+    return [Line(partition, n, b"m-1", decided.decision) for n, decided in enumerate(played.decided)]
+
+
+def replayed(decisions: list[Line], policies: PolicySet | None = None, terms: Terms = Terms()) -> Replayed:
+    found = Replayed()
+    policies_at = {-1: policies or policies_of(CASE)}
+    found.replay(Governor(CONTRACT, max_hops=6), SubjectLog(decisions), policies_at, terms)
+    return found
+
+
+def counts(found: Replayed) -> tuple[int, int, int]:
+    return found.decisions, found.different, found.broken_chains
+
+
+def edited(line: Line, **fields: object) -> Line:
+    event = orjson.loads(line.value or b"")
+    event["data"] |= fields
+    return line._replace(value=orjson.dumps(event))
+
+
+def test_nothing_differs_under_the_same_policies() -> None:
+    assert counts(replayed(lines())) == (3, 0, 0)
+
+
+def test_a_chain_is_made_again_up_to_its_first_bad_entry() -> None:
+    first, second, third = lines()
+    assert counts(replayed([first, edited(second, explanation="forged"), third])) == (2, 1, 1)
+    assert counts(replayed([first, third])) == (1, 0, 1)
+    assert counts(replayed([*lines(0), *lines(1)])) == (3, 0, 1), "a subject in two partitions"
+
+
+def test_a_repeated_entry_is_made_again_once_where_repeats_are_allowed() -> None:
+    first, second, third = lines()
+    again = [first, second, second._replace(offset=2), third._replace(offset=3)]
+    assert counts(replayed(again, terms=Terms(allows_repeats=True))) == (3, 0, 0)
+    assert counts(replayed(again)) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("fields", [{"confidence": "high"}, {"agent": "NOT A SLUG"}, {"inputs": None}, {"event_time": 1}])
+def test_an_entry_that_govern_cannot_have_written_differs(fields: dict[str, object]) -> None:
+    found = replayed([edited(lines()[0], **fields)])
+    assert counts(found) == (1, 1, 0)
+    (change,) = found.to_dict()["changes"]
+    assert change["after"] == "nothing"
+
+
+def test_only_a_period_of_event_time_is_reported_whatever_the_offset_it_is_written_in() -> None:
+    from ops.audit import read_period
+
+    period = read_period("2014-01-01T01:01:00+01:00", "2014-01-01T00:02:00Z")
+    assert counts(replayed(lines(), terms=Terms(period=period))) == (1, 0, 0)
+    assert counts(replayed(lines(), terms=Terms(period=Period(None, cases.START_MS)))) == (0, 0, 0)
+
+
+def test_the_sum_of_what_was_found_apart_does_not_depend_on_the_order() -> None:
+    terms = Terms(by_bytes=False)
+    parts = [replayed(lines(), STRICTER, terms), replayed(lines()[:1], STRICTER, terms), replayed(lines())]
+    there, back = Replayed(), Replayed()
+    for part in parts:
+        there.add(part.to_dict())
+    for part in reversed(parts):
+        back.add(orjson.loads(orjson.dumps(part.to_dict())))
+    assert there.to_dict() == back.to_dict()
+    assert counts(there) == (7, 3, 0)
+    (change,) = there.to_dict()["changes"]
+    assert (change["before"], change["after"]) == ("allow allowed_by_policy", "deny no_policy_matched")
+    assert (change["count"], change["outcomes"]) == (3, {"none yet": 3})

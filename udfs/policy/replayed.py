@@ -1,0 +1,159 @@
+"""What a replay found, subject by subject, and the sum of it: the same in process and on Flink. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from udfs.policy.audit import ALWAYS, Bad, Line, Period, audit, entries
+from udfs.policy.govern import Governor
+from udfs.policy.policy_set import PolicySet
+from udfs.policy.reading import Reported
+from udfs.policy.replay import Remade, replay
+
+_EXAMPLES = 3
+# What makes a change: action, verdict and reason before and after, policies that spoke.
+Key = tuple[str, str, str, str]
+
+
+@dataclass
+class SubjectLog:
+    """Everything recorded about one subject: each topic's records in the order of partition and offset."""
+
+    decisions: list[Line] = field(default_factory=list)
+    outcomes: list[Line] = field(default_factory=list)
+    approvals: list[Line] = field(default_factory=list)
+    proposals: list[Line] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How decisions are compared, and which are reported.
+
+    by_bytes: every byte of every entry must come out as recorded. Otherwise (candidates) decisions about
+    proposals are compared by verdict, reason and action. allows_repeats: as in udfs/policy/audit.py.
+    """
+
+    by_bytes: bool = True
+    allows_repeats: bool = False
+    period: Period = ALWAYS
+
+
+@dataclass
+class Change:
+    """Decisions that changed alike. `outcomes`: how many of the commands that would not be had which.
+
+    `examples` are the lowest ids, so that they do not depend on the order of subjects.
+    """
+
+    count: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, count: int, outcomes: Mapping[str, int], examples: Sequence[str]) -> None:
+        self.count += count
+        self.outcomes.update(outcomes)
+        self.examples = sorted({*self.examples, *examples})[:_EXAMPLES]
+
+
+@dataclass
+class Replayed:
+    """What a replay found. `changes` groups decisions that came out otherwise; sums can be added."""
+
+    decisions: int = 0
+    different: int = 0
+    broken_chains: int = 0
+    changes: dict[Key, Change] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "decisions": self.decisions,
+            "different": self.different,
+            "broken_chains": self.broken_chains,
+            "changes": [
+                {
+                    "action": action, "before": before, "after": after, "policies": policies,
+                    "count": change.count, "outcomes": dict(sorted(change.outcomes.items())),
+                    "examples": change.examples,
+                }
+                for (action, before, after, policies), change in sorted(
+                    self.changes.items(), key=lambda item: (-item[1].count, item[0])
+                )
+            ],
+        }  # fmt: skip
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Add what was found elsewhere, as `to_dict` gives it."""
+        self.decisions += found["decisions"]
+        self.different += found["different"]
+        self.broken_chains += found["broken_chains"]
+        for raw in found["changes"]:
+            key = (raw["action"], raw["before"], raw["after"], raw["policies"])
+            self.changes.setdefault(key, Change()).add(raw["count"], raw["outcomes"], raw["examples"])
+
+    def replay(
+        self, governor: Governor, log: SubjectLog, policies_at: Mapping[int, PolicySet], terms: Terms
+    ) -> bool:
+        """Make one subject's entries again and add what differs; whether its chain is whole.
+
+        A chain is made again as far as it is whole; one that is broken is counted. A subject's records
+        lie in one partition: what stands in a later one breaks the chain.
+        """
+        if not log.decisions:
+            return True
+        partition = min(line.partition for line in log.decisions)
+        here = [line for line in log.decisions if line.partition == partition]
+        is_split = len(here) < len(log.decisions)
+        bad: list[Bad] = []
+        if terms.allows_repeats:  # what supersedes an entry may come long after it
+            found = audit(here, allows_repeats=True)
+            bad = found.bad
+            here = [line for chain in found.chains.values() for line in chain.lines]
+        chain = ((line, orjson.loads(line.value or b"")) for line in here) if terms.allows_repeats else entries(here, bad)
+        outcomes = _reported(governor, log.outcomes)
+        statuses = {
+            reported.command_id: "failed" if reported.has_failed else "succeeded" for _, reported in outcomes
+        }
+        answers = {line.offset: (line.key, line.value) for line in log.approvals}
+        contending = {line.offset: (line.key, line.value) for line in log.proposals}
+        covers, is_always = terms.period.covers, terms.period == ALWAYS
+        for remade in replay(governor, chain, here, outcomes, answers, policies_at, contending):
+            data = remade.recorded["data"]
+            if not is_always and not covers(data.get("event_time")):
+                continue
+            if not terms.by_bytes and (data.get("inputs") or {}).get("trigger") != "proposal":
+                continue
+            self.decisions += 1
+            if not remade.is_same and (terms.by_bytes or _said(remade.recorded) != _said(remade.remade)):
+                self.different += 1
+                self._enter(remade, statuses)
+        is_whole = not bad and not is_split
+        self.broken_chains += not is_whole
+        return is_whole
+
+    def _enter(self, remade: Remade, statuses: Mapping[str, str]) -> None:
+        before, after = remade.recorded["data"], remade.remade.get("data") or {}
+        spoke = after.get("policies") or before.get("policies") or ()
+        policies = ", ".join(f"{p['policy_id']}@{p['version']}" for p in spoke)
+        (said, action), (says, _) = _said(remade.recorded), _said(remade.remade)
+        lost = {}
+        if before.get("command_id") and not after.get("command_id"):
+            lost = {statuses.get(before["command_id"], "none yet"): 1}
+        change = self.changes.setdefault((action, said, says, policies), Change())
+        change.add(1, lost, [str(remade.recorded["id"])])
+
+
+def _reported(governor: Governor, lines: Sequence[Line]) -> list[tuple[int, Reported]]:
+    read = ((line.offset, governor.read.outcome(line.key, line.value)) for line in lines)
+    return [(offset, reported) for offset, reported in read if reported is not None]
+
+
+def _said(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Verdict and reason, or what a note says; and the action."""
+    data = event.get("data") or {}
+    said = f"{data['verdict']} {data['reason']}" if "verdict" in data else str(data.get("what", "nothing"))
+    return said, str(data.get("action", ""))
