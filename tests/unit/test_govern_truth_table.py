@@ -212,3 +212,16 @@ def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None
         state.clock_ms = START_MS + day * 86_400_000
         state.remember("activate_cooling", state.clock_ms, 2 * 86_400_000)
     assert state.count("activate_cooling", 10 * 86_400_000) == 2
+
+
+def test_wider_limits_are_asked_for_when_what_they_count_by_is_a_long_text_and_there_are_many() -> None:
+    limits = [{"per": ["feature_detail"], "max_count": 1, "within_s": 60 + n} for n in range(16)]
+    played = play(
+        {
+            "policies": [{"id": f"may-{n}", "limits": limits} for n in range(5)],
+            "given": [
+                {"situation": "machines.cooling_failed", "features": {"detail": "x" * 5000 + end}} for end in "aab"
+            ],
+        }
+    )
+    assert [orjson.loads(each.decision)["data"]["verdict"] for each in played.decided] == ["allow", "deny", "allow"]

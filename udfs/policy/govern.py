@@ -521,6 +521,10 @@ class Governor:
         fallback = scope.fallback
         if fallback is None:
             return denied
+        try:
+            self._contract.actions[fallback.action].model_validate(fallback.parameters)
+        except (KeyError, ValidationError):  # publishing refuses it, but not everything on the topic came that way
+            return denied._replace(told=f"{told}; the fallback {fallback.action} is not in the contract")
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return denied._replace(told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
