@@ -637,15 +637,16 @@ class Governor:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
             detail = (proposal.data.agent, values, command_id, None)
-        keep_ms = max([DAY_MS, *((limit.within_s or 0) * 1000 for _, limit in judgement.limits)])
-        state.remember(action, proposal.event_ms, keep_ms, detail)
+        # As of now, not as of the proposal: a window that has passed it would not count it.
+        keep_ms = max(DAY_MS, policies.looks_back_ms)
+        state.remember(action, state.clock_ms, keep_ms, detail)
         if command_id is None:
             return
         if judgement.outcome_within_s:
-            lapses_ms = proposal.event_ms + judgement.outcome_within_s * 1000
+            lapses_ms = state.clock_ms + judgement.outcome_within_s * 1000
             state.in_flight[command_id] = [action, lapses_ms, judgement.cooldown_s * 1000]
         state.chains.append(
-            [proposal.event_ms, proposal.correlation_id, proposal.data.agent, action, proposal.hops]
+            [state.clock_ms, proposal.correlation_id, proposal.data.agent, action, proposal.hops]
         )
         since = state.clock_ms - keep_ms
         state.chains = [chain for chain in state.chains if chain[0] > since][-MAX_CHAINS:]

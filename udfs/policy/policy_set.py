@@ -330,6 +330,8 @@ class PolicySet:
         self.counts_in_detail = any(
             limit.amount is not None or not {"subject", "action"}.issuperset(limit.per) for limit in limits
         )
+        # The longest window of any policy's, whomever it is about: what others do must not shorten it.
+        self.looks_back_ms = max((limit.within_s or 0 for limit in limits), default=0) * 1000
         self.versioned_by = tuple(sorted({p.current_by for p in self._policies if p.current_by}))
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
