@@ -69,7 +69,7 @@ class Proposed(Data):
 
     action: Slug
     parameters: dict[str, Scalar]
-    by: str = Field(default="", description="the person; empty: a policy's fallback")
+    by: str = Field(default="", description="the people, one after the other; empty: a policy's fallback")
 
 
 class Inputs(Data):

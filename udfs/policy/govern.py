@@ -65,7 +65,7 @@ from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.limit_claim import Claim, ClaimedLimit
 from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
-from udfs.policy.approval import Hold, Requirement
+from udfs.policy.approval import EDITORS, Hold, Requirement
 from udfs.policy.arbitration import Contest, conflict, join
 from udfs.policy.limits import over_limit
 from udfs.policy.policy_set import Judgement, PolicySet, Scope
@@ -378,10 +378,12 @@ class Governor:
         edited = replace(proposal, data=proposal.data.model_copy(update={"parameters": parameters}))
         ruling = self._stale_or_ruled(state, edited, policies)
         first_proposed = (hold.replaced or {"parameters": before})["parameters"]
+        editors = [each for each in (hold.replaced or {}).get("by", "").split(EDITORS) if each]
+        editors += [answer.person] if answer.person not in editors else []
         ruling = ruling._replace(
             told=f"changed by {answer.person}; {ruling.told}",
             replaced=ruling.replaced
-            or {"action": proposal.data.action, "parameters": first_proposed, "by": answer.person},
+            or {"action": proposal.data.action, "parameters": first_proposed, "by": EDITORS.join(editors)},
         )  # fmt: skip
         anew = self._conclude(
             state, edited, policies, place, ruling, decision_id=new_id, cause_id=word.id,
