@@ -69,7 +69,7 @@ class Proposed(Data):
 
     action: Slug
     parameters: dict[str, Scalar]
-    by: str = Field(default="", description="the person; empty: a policy's fallback")
+    by: str = Field(default="", description="the people, one after the other; empty: a policy's fallback")
 
 
 class Inputs(Data):
@@ -89,7 +89,7 @@ class Inputs(Data):
     outcomes_offset: int = Field(ge=-1, description="of this subject's partition")
     policies_offset: int = Field(ge=-1)
     answer_offset: int | None = Field(default=None, description="of the answer, in the subject's partition")
-    wall_time: Instant | None = Field(default=None, description="where people are waited for")
+    wall_time: Instant | None = Field(default=None, description="where people are waited for, or a window or a deadline passed")
     versions: dict[str, float] = Field(default={}, description="highest seen of what policies tell versions by")
 
 

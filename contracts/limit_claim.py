@@ -40,7 +40,7 @@ class Claim(Data):
     agent: Slug
     action: Slug
     at: Instant = Field(description="event time of the subject")
-    limits: tuple[ClaimedLimit, ...] = Field(max_length=64)
+    limits: tuple[ClaimedLimit, ...]
     circuit: Circuit | None = None
     outcome_within_s: int | None = None
 

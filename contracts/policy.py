@@ -140,7 +140,7 @@ class Approval(Deadline):
         return self
 
 
-# Where a policy holds and names none: also for a policy that cannot be evaluated.
+# Where a policy holds, or cannot be evaluated, and names none.
 DEFAULT_APPROVAL = Approval(roles=("approver",), within_s=86_400)
 
 

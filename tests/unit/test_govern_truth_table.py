@@ -9,17 +9,21 @@ import orjson
 import pytest
 from ruamel.yaml import YAML
 
+from contracts.approval import Override
 from contracts.command import Command
 from contracts.decision import Reason
 from contracts.domain import load_domain
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
+from contracts.outcome import Outcome
 from contracts.policy import Policy, PolicySwitch
 from tests.loop import proposal
 from udfs.policy import cases
 from udfs.policy.govern import Governor
+from udfs.policy.policy_book import read_policy_event
 from udfs.policy.policy_file import parse
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.signing import sign, to_sign
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided
 
@@ -113,6 +117,7 @@ def test_no_command_comes_out_when_the_allowed_action_needs_none() -> None:
     assert decided.command is None
 
 
+POLICY = {"policy_id": "may", "version": 1, "status": "active", "when": "true", "verdict": "allow", "reason": "r"}
 GOOD = orjson.loads(proposal("m-1", event_ms=START_MS)[1])
 
 # what is wrong -> change of the envelope, change of the data, cause
@@ -133,6 +138,9 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "confidence over 1": ({}, {"confidence": 1.01}, "data_invalid"),
     "an unknown field": ({}, {"verdict": "allow"}, "data_invalid"),
     "no such day": ({}, {"event_time": "2014-02-30T00:00:00Z"}, "envelope_invalid"),
+    "year 0, which cannot be written again": ({}, {"event_time": "0000-01-01T00:00:00Z"}, "envelope_invalid"),
+    "a leap second after the last year": ({}, {"event_time": "9999-12-31T23:59:60Z"}, "envelope_invalid"),
+    "an expiry after the last year": ({"expirytime": "9999-12-31T23:59:59-23:59"}, {}, "envelope_invalid"),
 }
 
 
@@ -155,9 +163,65 @@ def test_a_record_is_refused_when_it_is_no_proposal(value: bytes | None, cause: 
     assert refused.value.code == cause
 
 
+@pytest.mark.parametrize("subject", ["", "m\n1", "m" * 257])
+def test_a_proposal_is_refused_when_nothing_could_be_written_about_its_subject(subject: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        Governor(CONTRACT, max_hops=6).read.proposal(subject.encode(), orjson.dumps({**GOOD, "subject": subject}))
+    assert refused.value.code == "envelope_invalid"
+
+
+@pytest.mark.parametrize("signed_at", ["0000-01-01T00:00:00Z", "9999-12-31T23:59:60Z"])
+def test_a_person_is_refused_when_they_sign_at_no_time_that_can_be_written(signed_at: str) -> None:
+    policies = policies_of({})
+    data: dict[str, Any] = {
+        "person": "alan", "signed_at": signed_at, "action": "activate_cooling", "parameters": {"duration_s": 60},
+        "reason": "smoke",
+    }  # fmt: skip
+    data["signature"] = sign(cases.key_of("alan"), to_sign("machines", "m-1", Override.event_type, data))
+    event = {**GOOD, "type": Override.event_type, "data": data}
+    with pytest.raises(BadInput) as refused:
+        Governor(CONTRACT, max_hops=6).read.word(b"m-1", orjson.dumps(event), policies.people)
+    assert refused.value.code == "envelope_invalid"
+
+
+@pytest.mark.parametrize("event_time", ["0000-01-01T00:00:00Z", "9999-12-31T23:59:60Z"])
+def test_an_outcome_is_none_when_its_time_cannot_be_written(event_time: str) -> None:
+    data = {"event_time": event_time, "command_id": "c", "action": "activate_cooling", "status": "failed"}
+    event = {"type": Outcome.event_type, "subject": "m-1", "data": data}
+    assert Governor(CONTRACT, max_hops=6).read.outcome(b"m-1", orjson.dumps(event)) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        orjson.dumps({**POLICY, "effective_from": "2014-02-30T00:00:00Z"}),
+        orjson.dumps({**POLICY, "obligations": {"x": 2**60}}),
+        b"[" * 300 + b"]" * 300,
+    ],
+    ids=["no such day", "an integer past 2^53", "nested too deeply"],
+)
+def test_a_policy_event_is_refused_when_it_cannot_be_made_into_a_set(data: bytes) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_policy_event(b'{"type":"flyball.policy","data":' + data + b"}", CONTRACT.policy_variables())
+    assert refused.value.code == "policy_refused"
+
+
 def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None:
     state = SubjectState()
     for day in range(5):
         state.clock_ms = START_MS + day * 86_400_000
         state.remember("activate_cooling", 2 * 86_400_000)
     assert state.count("activate_cooling", 10 * 86_400_000) == 2
+
+
+def test_wider_limits_are_asked_for_when_what_they_count_by_is_a_long_text_and_there_are_many() -> None:
+    limits = [{"per": ["feature_detail"], "max_count": 1, "within_s": 60 + n} for n in range(16)]
+    played = play(
+        {
+            "policies": [{"id": f"may-{n}", "limits": limits} for n in range(5)],
+            "given": [
+                {"situation": "machines.cooling_failed", "features": {"detail": "x" * 5000 + end}} for end in "aab"
+            ],
+        }
+    )
+    assert [orjson.loads(each.decision)["data"]["verdict"] for each in played.decided] == ["allow", "deny", "allow"]

@@ -15,6 +15,8 @@ from udfs.policy.reading import Incoming, Word
 from udfs.policy.signing import action_digest
 
 DAY_MS = 86_400_000
+# Between the names of those who edited an action one after the other; no name has it.
+EDITORS = ", "
 
 
 def deadline_ms(asked_ms: int, deadline: Deadline) -> int:
@@ -130,7 +132,7 @@ class Hold:
         assert isinstance(answer, Answer)
         name, roles = person.person, person.roles
         wanted = sorted({role for each in self.requires if not each.is_met() for role in each.roles})
-        edited_by = (self.replaced or {}).get("by")
+        editors = (self.replaced or {}).get("by", "").split(EDITORS)
         if not person.is_active:
             return f"{name} is no longer active"
         if set(wanted).isdisjoint(roles):
@@ -138,7 +140,7 @@ class Hold:
         if answer.action_digest != self.digest:
             return f"it is for another action: expected digest {self.digest}, came {answer.action_digest}"
         if answer.answer == "approve":
-            if name == edited_by:
+            if name in editors:
                 return f"{name} changed the action and may not approve it"
             if any(name in each.approved_by for each in self.requires):
                 return f"{name} has approved it already"

@@ -38,11 +38,18 @@ def join(
     contests: list[Contest], proposal: Incoming, terms: Arbitration, variables: Mapping[str, object],
     partition: int, offset: int, *, now_ms: int, wall_ms: int,
 ) -> Contest:  # fmt: skip
-    """The contest the proposal waits in: one it conflicts with, otherwise its own."""
+    """The contest the proposal waits in: those it conflicts with, made one; otherwise its own."""
     resource = None if terms.resource is None else str(variables.get(terms.resource))
     action, conflicts = proposal.data.action, list(terms.conflicts_with)
-    contest = next((each for each in contests if each.concerns(action, conflicts, resource)), None)
-    if contest is None:
+    concerned = [each for each in contests if each.concerns(action, conflicts, resource)]
+    if concerned:
+        contest, *others = concerned
+        for other in others:
+            contest.closes_ms = min(contest.closes_ms, other.closes_ms)
+            contest.closes_wall_ms = min(contest.closes_wall_ms, other.closes_wall_ms)
+            contest.members += other.members
+            contests.remove(other)
+    else:
         window_ms = int(terms.window_s * 1000)
         contest = Contest(now_ms + window_ms, wall_ms + window_ms)
         contests.append(contest)

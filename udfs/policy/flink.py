@@ -48,6 +48,7 @@ _CLOCK = "clock"
 _PRUNE_EVERY = 5000
 # Subjects whose state is kept at hand in Python, some hundred bytes each.
 _KNOWN_SUBJECTS = 20_000
+_FOR_EVER = 2**63 - 1
 
 
 class Govern(KeyedBroadcastProcessFunction):
@@ -87,18 +88,24 @@ class Govern(KeyedBroadcastProcessFunction):
         self._policies: PolicySet | None = None
         self._policies_offset = -1
         self._is_ready = self._policies_until == 0
+        self._queued: set[bytes] = set()  # keys with records from before the policies were known
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._policies_ready(ctx):
             self._waiting.add(tuple(value))
+            self._queued.add(bytes(value[0] or b""))
             self._wake_later(ctx)
             return
+        if self._queued and (key := bytes(value[0] or b"")) in self._queued:  # its timer has not come yet
+            self._queued.discard(key)
+            yield from self._drain(ctx)
         yield from self._govern(value, ctx)
 
     def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Any]:
         if not self._policies_ready(ctx):
             self._wake_later(ctx)
             return
+        self._queued.discard(_subject_of(ctx).encode())
         yield from self._ask_again(timestamp, ctx)
         yield from self._drain(ctx)
         yield from self._pass_deadlines(timestamp, ctx)
@@ -115,7 +122,7 @@ class Govern(KeyedBroadcastProcessFunction):
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
         if due_ms is not None and due_ms <= timestamp and not state.waits_for:
-            yield from self._take(subject, (None, None, _CLOCK, 0, 0), timestamp, ctx)
+            yield from self._take(subject, (subject.encode(), None, _CLOCK, 0, 0), timestamp, ctx)
 
     def _wake_later(self, ctx: Any) -> None:
         timers = ctx.timer_service()
@@ -162,7 +169,7 @@ class Govern(KeyedBroadcastProcessFunction):
         used: set[str] = set()
         grants = _Grants(state.grants, used)
         place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)
-        name, at_ms = "", state.clock_ms
+        name, at_ms = "", _FOR_EVER  # an override: its signature is good for ever, and people say little
         try:
             if log_topic == _CLOCK:
                 done = self._governor.tick(state, policies, replace(place, trigger="clock"))
@@ -214,9 +221,17 @@ class Govern(KeyedBroadcastProcessFunction):
             return
         state.waits_for = ""
         self._subject.update(state.to_json())
+        yield from self._take_first(subject, state.waits_since_ms, ctx)
+
+    def _take_first(self, subject: str, wall_ms: int, ctx: Any) -> Iterator[Row]:
+        """The record that waited for a grant, decided again; refused now if, say, its person's key was changed."""
         first, *others = self._waiting.get()
         self._waiting.update(others)
-        yield from self._take(subject, first, state.waits_since_ms, ctx)
+        key, value, log_topic, partition, offset = first
+        try:
+            yield from self._take(subject, first, wall_ms, ctx)
+        except BadInput as refused:
+            yield _letter(self._domain, refused, log_topic, partition, offset, key, value)
 
     def _go_on(self, subject: str, grant: Grant, ctx: Any) -> Iterator[Row]:
         """The grant the subject waits for is there (another one is a repeat): everything in its order."""
@@ -226,9 +241,7 @@ class Govern(KeyedBroadcastProcessFunction):
         state.waits_for = ""
         state.grants[grant.claim_id] = grant.model_dump(mode="json")
         self._subject.update(state.to_json())
-        first, *others = self._waiting.get()
-        self._waiting.update(others)
-        yield from self._take(subject, first, state.waits_since_ms, ctx)
+        yield from self._take_first(subject, state.waits_since_ms, ctx)
         yield from self._drain(ctx)
         yield from self._pass_deadlines(_wall_ms(), ctx)
 

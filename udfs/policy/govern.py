@@ -65,7 +65,7 @@ from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.limit_claim import Claim, ClaimedLimit
 from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
-from udfs.policy.approval import Hold, Requirement
+from udfs.policy.approval import EDITORS, Hold, Requirement
 from udfs.policy.arbitration import Contest, conflict, join
 from udfs.policy.limits import over_limit
 from udfs.policy.policy_set import Judgement, PolicySet, Scope
@@ -378,10 +378,12 @@ class Governor:
         edited = replace(proposal, data=proposal.data.model_copy(update={"parameters": parameters}))
         ruling = self._stale_or_ruled(state, edited, policies)
         first_proposed = (hold.replaced or {"parameters": before})["parameters"]
+        editors = [each for each in (hold.replaced or {}).get("by", "").split(EDITORS) if each]
+        editors += [answer.person] if answer.person not in editors else []
         ruling = ruling._replace(
             told=f"changed by {answer.person}; {ruling.told}",
             replaced=ruling.replaced
-            or {"action": proposal.data.action, "parameters": first_proposed, "by": answer.person},
+            or {"action": proposal.data.action, "parameters": first_proposed, "by": EDITORS.join(editors)},
         )  # fmt: skip
         anew = self._conclude(
             state, edited, policies, place, ruling, decision_id=new_id, cause_id=word.id,
@@ -521,6 +523,10 @@ class Governor:
         fallback = scope.fallback
         if fallback is None:
             return denied
+        try:
+            self._contract.actions[fallback.action].model_validate(fallback.parameters)
+        except (KeyError, ValidationError):  # publishing refuses it, but not everything on the topic came that way
+            return denied._replace(told=f"{told}; the fallback {fallback.action} is not in the contract")
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return denied._replace(told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
@@ -633,7 +639,7 @@ class Governor:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
             detail = (proposal.data.agent, values, command_id, None)
-        keep_ms = max([DAY_MS, *((limit.within_s or 0) * 1000 for _, limit in judgement.limits)])
+        keep_ms = max(DAY_MS, policies.looks_back_ms)
         state.remember(action, keep_ms, detail)
         if command_id is None:
             return

@@ -88,5 +88,6 @@ def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy |
         return policy
     except orjson.JSONDecodeError as error:
         raise BadInput(Cause.NOT_JSON, f"expected a policy event as JSON: {error}") from None
-    except (ValidationError, PolicyRefused, KeyError) as error:
+    # also a date that is none, an integer canonical JSON does not know, JSON nested too deeply
+    except (ValidationError, PolicyRefused, KeyError, TypeError, ValueError) as error:
         raise BadInput(Cause.POLICY_REFUSED, str(error)[:1000]) from None

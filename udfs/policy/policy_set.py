@@ -192,6 +192,7 @@ class Scope:
             "deny": [], "hold": [], "require_approval": [], "allow": [],
         }  # fmt: skip
         errors: list[PolicyError] = []
+        asks_for_errors: list[tuple[str, int, Approval]] = []
         matched: list[tuple[str, int, PolicyVerdict]] = []
         for entry, evaluation in zip(self._entries, said, strict=True):
             if evaluation.value:
@@ -201,6 +202,7 @@ class Scope:
                 policy = entry.policy
                 message = evaluation.error or "no value"
                 errors.append(PolicyError(policy.policy_id, policy.version, message))
+                asks_for_errors.append((policy.policy_id, policy.version, policy.approval or DEFAULT_APPROVAL))
 
         passing = by_verdict["allow"] + by_verdict["require_approval"] + by_verdict["hold"]
         arbitration = max(
@@ -221,8 +223,7 @@ class Scope:
         if errors:
             first = errors[0]
             why = f"{first.policy_id}@{first.version} cannot be evaluated: {first.message}"
-            asks = tuple((e.policy_id, e.version, DEFAULT_APPROVAL) for e in errors)
-            return say("hold", Reason.POLICY_ERROR, why, asks)
+            return say("hold", Reason.POLICY_ERROR, why, tuple(asks_for_errors))
         asking = by_verdict["require_approval"] + by_verdict["hold"]
         if any((e.policy.policy_id, e.policy.version) not in approved for e in asking):
             reason = Reason.APPROVAL_REQUIRED if by_verdict["require_approval"] else Reason.HELD
@@ -329,6 +330,8 @@ class PolicySet:
         self.counts_in_detail = any(
             limit.amount is not None or not {"subject", "action"}.issuperset(limit.per) for limit in limits
         )
+        # The longest window of any policy's, whomever it is about: what others do must not shorten it.
+        self.looks_back_ms = max((limit.within_s or 0 for limit in limits), default=0) * 1000
         self.versioned_by = tuple(sorted({p.current_by for p in self._policies if p.current_by}))
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -68,6 +69,11 @@ class Word:
     causation_id: str | None
 
 
+# As contracts/data.py `Identifier`: everything written about a subject carries it.
+_SUBJECT = re.compile(r"[^\x00-\x1f\x7f]{1,256}\Z")
+# What can be written as a time again: RFC 3339 and leap seconds reach a little further.
+_FIRST_MS = parse_time_ms("0001-01-02T00:00:00Z")
+_LAST_MS = parse_time_ms("9999-12-30T00:00:00Z")
 _SIGNED: dict[str, type[Signed]] = {kind.event_type: kind for kind in (Answer, Override)}
 
 
@@ -103,9 +109,9 @@ class Reader:
             return Incoming(
                 id=str(event["id"]),
                 subject=subject,
-                event_ms=parse_time_ms(data.event_time),
-                features_ms=parse_time_ms(data.features_at),
-                expiry_ms=None if expiry is None else parse_time_ms(expiry),
+                event_ms=_time_ms(data.event_time),
+                features_ms=_time_ms(data.features_at),
+                expiry_ms=None if expiry is None else _time_ms(expiry),
                 correlation_id=str(event.get("correlationid") or event["id"]),
                 hops=hops,
                 traceparent=event.get("traceparent"),
@@ -126,7 +132,7 @@ class Reader:
                 subject=event["subject"],
                 command_id=data.command_id,
                 has_failed=data.status == "failed",
-                event_ms=parse_time_ms(data.event_time),
+                event_ms=_time_ms(data.event_time),
                 cost=data.cost,
             )
         except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError):
@@ -157,7 +163,7 @@ class Reader:
             data = _SIGNED[kind].model_validate_json(orjson.dumps(event["data"]))
             assert isinstance(data, (Answer, Override))
             _check_key(key, subject)
-            parse_time_ms(data.signed_at)
+            _time_ms(data.signed_at)
             if isinstance(data, Override):
                 self._check_action(data.action, data.parameters)
             message = to_sign(self._contract.name, subject, kind, event["data"])
@@ -191,6 +197,15 @@ class Reader:
 def _check_key(key: bytes | None, subject: str) -> None:
     if key is None or key != subject.encode():
         raise BadInput(Cause.KEY_MISMATCH, f"expected the key to be the subject {subject!r}")
+    if not _SUBJECT.match(subject):
+        raise ValueError("subject must be a text of 1..256 characters without control characters")
+
+
+def _time_ms(text: str) -> int:
+    instant_ms = parse_time_ms(text)
+    if not _FIRST_MS <= instant_ms <= _LAST_MS:
+        raise ValueError(f"expected a time of the years 1 to 9999, came {text!r}")
+    return instant_ms
 
 
 def _bad(error: Exception, what: str) -> BadInput:

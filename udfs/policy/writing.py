@@ -183,7 +183,7 @@ class Writer:
     def _inputs(
         state: SubjectState, place: Place, proposed_at: tuple[int, int], sha256: str, *, waits: bool
     ) -> dict[str, object]:
-        is_timed = waits or place.trigger in ("answer", "clock")
+        is_timed = waits or place.trigger != "proposal"
         return {
             "trigger": place.trigger,
             "proposal_partition": proposed_at[0],

@@ -7,6 +7,7 @@ got before, so the limits are exact under both deliveries.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from contracts.policy import Circuit
 
 # Claims whose grants are remembered at least, to answer them alike when they come again.
 REMEMBERED = 20_000
+# Longer keys stand as their digest.
+_MAX_SCOPE = 1024
 
 
 @dataclass
@@ -293,7 +296,10 @@ class WideLimits:
 
 def scope_of(per: Mapping[str, object], within_s: int | None, counted: str) -> str:
     """The key under which what is alike is counted together; `counted`: count, in_flight or a budget's amount."""
-    return orjson.dumps([counted, within_s, per], option=orjson.OPT_SORT_KEYS).decode()
+    scope = orjson.dumps([counted, within_s, per], option=orjson.OPT_SORT_KEYS)
+    if len(scope) > _MAX_SCOPE:  # features are texts of any length
+        scope = orjson.dumps([counted, within_s, {"sha256": hashlib.sha256(scope).hexdigest()}])
+    return scope.decode()
 
 
 def _is_budget(scope: str) -> bool:

@@ -14,7 +14,7 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 from contracts.data import Data
 from contracts.dead_letter import Cause
 from contracts.decision import Grant
-from contracts.envelope import derive_id, parse_time_ms, schema_urn
+from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, CircuitMoved, Claim, Settlement
 from udfs.policy.writing import STAGE
@@ -96,6 +96,8 @@ def read_limits_event(key: bytes | None, value: bytes | None) -> Data:
             raise BadInput(
                 Cause.UNKNOWN_TYPE, f"expected one of {sorted(_OWN)} under {LIMITS_KEY!r}, or a grant, came {kind!r}"
             )
-        return _OWN[kind].model_validate_json(orjson.dumps(data))
-    except (ValidationError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        read = _OWN[kind].model_validate_json(orjson.dumps(data))
+        format_time_ms(parse_time_ms(data["at"]))
+        return read
+    except (ValidationError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(Cause.DATA_INVALID, f"expected a record of limits: {str(error)[:500]}") from None
