@@ -289,9 +289,22 @@ class WideLimits:
             if oldest.keep_until_ms() > self.clock_ms:
                 return
             del self._entries[name]
-            for scope in list(oldest.amounts):
-                self._leave(oldest, scope, self._windows[scope])
+            self._drop(oldest)
             yield name
+
+    def _drop(self, oldest: Entry) -> None:
+        """Out of every window, with the windows nobody is left in: there may be one for each value of a field."""
+        for scope in oldest.within_ms:
+            window = self._windows.get(scope)
+            while window and window.entries and window.entries[0].number <= oldest.number:
+                self._leave(window.entries.popleft(), scope, window)
+            if window and not window.entries:
+                del self._windows[scope]
+        for scope in oldest.flights:
+            if (flying := self._flights.get(scope)) is not None:
+                flying.pop(oldest.claim_id, None)
+                if not flying:
+                    del self._flights[scope]
 
 
 def scope_of(per: Mapping[str, object], within_s: int | None, counted: str) -> str:
