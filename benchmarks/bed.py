@@ -100,22 +100,27 @@ def wait_until(is_done: Callable[[], bool], what: Callable[[], str], *, timeout_
         time.sleep(0.5)
 
 
-def topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> float:
-    """Records a second into a topic, between a half of `wanted` and 95 % of it."""
+def wait_for_records(home: Home, name: str, wanted: int, timeout_s: float = 300) -> list[tuple[float, int]]:
+    """Until a topic holds `wanted` records: how many there were (ends of transactions included), twice a second."""
     reader = kafka.consumer(str(home.read_state()["bootstrap_servers"]))
     where = kafka.partitions(reader, [topic(name).of("machines")])
-    deadline = time.monotonic() + timeout_s
     samples: list[tuple[float, int]] = []
-    while True:
-        count = sum(reader.end_offsets(where).values())
-        samples.append((time.monotonic(), count))
-        if count >= wanted:
-            break
+
+    def is_there() -> bool:
         flink_jobs.check(home, "machines")
-        if time.monotonic() > deadline:
-            raise JobFailed(f"expected {wanted} {name} within {timeout_s:.0f} s, came {count}")
-        time.sleep(0.5)
-    reader.close()
+        samples.append((time.monotonic(), sum(reader.end_offsets(where).values())))
+        return samples[-1][1] >= wanted
+
+    try:
+        wait_until(is_there, lambda: f"expected {wanted} {name}, came {samples[-1][1]}", timeout_s=timeout_s)
+    finally:
+        reader.close()
+    return samples
+
+
+def topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> float:
+    """Records a second into a topic, between a half of `wanted` and 95 % of it."""
+    samples = wait_for_records(home, name, wanted, timeout_s)
     steady = [sample for sample in samples if wanted / 2 <= sample[1] <= wanted * 0.95]
     if len(steady) < 2:
         raise JobFailed(f"expected a load that takes some seconds, but {wanted} {name} came too fast to measure")
@@ -160,7 +165,8 @@ def _reader(bootstrap: str, name: str, *, from_beginning: bool) -> Consumer:
 class Arrivals(threading.Thread):
     """When events of a topic came to a read_committed reader (wall ms), by what they belong to.
 
-    `of`: the key of an event, its correlation id unless told otherwise; the first of a key counts.
+    Reads from where the topic ends now, while it is used as a context manager. `of`: the key of an event, its
+    correlation id unless told otherwise; the first event of a key counts.
     """
 
     def __init__(
@@ -180,20 +186,21 @@ class Arrivals(threading.Thread):
                 self.arrived.setdefault(self._of(event), now)
         self._reader.close()
 
-    def finish(self) -> dict[str, float]:
+    def __enter__(self) -> Arrivals:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self.join()
-        return self.arrived
 
+    def taken_ms(self, appended: dict[str, int], *, timeout_s: float = 180) -> list[int]:
+        """From each append to its arrival. A queue behind the load shows as latency, what never comes as an error."""
 
-def taken_ms(appended: dict[str, int], arrivals: Arrivals, *, timeout_s: float = 180) -> list[int]:
-    """From each append to its arrival. A queue behind the load shows as latency, what never comes as an error."""
+        def missing() -> int:
+            return len(appended.keys() - self.arrived.keys())
 
-    def missing() -> int:
-        return len(appended.keys() - arrivals.arrived.keys())
-
-    wait_until(
-        lambda: not missing(), lambda: f"{missing()} of {len(appended)} were not answered", timeout_s=timeout_s
-    )
-    arrived = arrivals.finish()
-    return [round(arrived[name] - appended_ms) for name, appended_ms in appended.items()]
+        wait_until(
+            lambda: not missing(), lambda: f"{missing()} of {len(appended)} were not answered", timeout_s=timeout_s
+        )
+        return [round(self.arrived[name] - appended_ms) for name, appended_ms in appended.items()]

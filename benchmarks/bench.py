@@ -39,7 +39,7 @@ TARGETS = {
     "latency_50_policies_ms": ("fact to decision, 500 facts/s, at least once, those 55 policies", "p99 60 ms"),
     "approval_to_command_ms": ("a signed approval to its command, 50/s, at least once", "p99 100 ms"),
     "policy_publish_s": ("a published policy version to the first decision under it, 200 proposals/s", "1 s"),
-    "subjects_1m": ("1,000,000 subjects with a command in flight, RocksDB", "2048 MiB managed"),
+    "subjects_1m": ("1,000,000 subjects with a command in flight each, RocksDB", "2048 MiB managed"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),
     "cpu_probe_s": ("a fixed Python loop on the idle machine, before each run", "-"),
     "memory_mib": ("whole memory of the running loop, while it runs at 1000 facts/s", "4096 MiB"),

@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from benchmarks.bed import (
     policy_folder,
     prepared,
     start_load,
-    taken_ms,
-    topic_rate,
+    wait_for_records,
     wait_until,
 )  # fmt: skip
 from benchmarks.rates import many_policies, publish
@@ -34,6 +34,8 @@ from ops.home import CHECKOUT, Home
 from ops.run import bring_up
 from ops.watch import percentiles
 
+# Proposals decided, or answers given, before anything is timed.
+_WARM = 2000
 _ASKS = """\
 policy_id: ask
 version: 1
@@ -75,13 +77,12 @@ def latency(
                 _replace_policies(bootstrap, many_policies(home))
             # Warm: the JIT has seen as many records as two minutes at this rate bring.
             load(home, "facts", warm_s * 1000, run="backlog")
-            topic_rate(home, "decisions", warm_s * 1000)
+            wait_for_records(home, "decisions", warm_s * 1000)
             load(home, "facts", warm_s * rate, rate=rate, run="warm")
-            decisions = Arrivals(bootstrap, "decisions")
-            decisions.start()
-            load(home, "facts", seconds * rate, rate=rate, run="timed")
-            memory = sum(instance.memory_mib(home).values()) + psutil.Process().memory_full_info().pss / 2**20
-            return percentiles(taken_ms(_appended_ms(bootstrap, "facts", "timed"), decisions)), memory
+            with Arrivals(bootstrap, "decisions") as decisions:
+                load(home, "facts", seconds * rate, rate=rate, run="timed")
+                memory = sum(instance.memory_mib(home).values()) + psutil.Process().memory_full_info().pss / 2**20
+                return percentiles(decisions.taken_ms(_appended_ms(bootstrap, "facts", "timed"))), memory
     finally:
         instance.stop(home)
 
@@ -95,15 +96,16 @@ def _replace_policies(bootstrap: str, files: list[Path]) -> None:
 
 
 def _appended_ms(bootstrap: str, name: str, run: str) -> dict[str, int]:
-    """When the broker appended each event of a run, by correlation id."""
+    """When the broker appended each event of a run, by correlation id; a fact begins a chain, its own id is that."""
     found = {}
     for record in kafka.read_all(bootstrap, [topic(name).of("machines")]):
         if (record.key or b"").startswith(f"{run}-".encode()):
-            found[str(orjson.loads(record.value or b"{}")["correlationid"])] = record.appended_ms
+            event = orjson.loads(record.value or b"{}")
+            found[str(event.get("correlationid") or event["id"])] = record.appended_ms
     return found
 
 
-def approval_to_command(count: int, *, rate: float = 50, warm: int = 2000) -> dict[str, float | None]:
+def approval_to_command(count: int, *, rate: float = 50, warm: int = _WARM) -> dict[str, float | None]:
     """A person's answer to the command, through `govern` alone (at least once): percentiles (ms).
 
     `count` proposals, a subject each, are held by a policy that requires one approval. Their approvals, signed ahead,
@@ -131,10 +133,9 @@ def approval_to_command(count: int, *, rate: float = 50, warm: int = 2000) -> di
             wait_until(are_held, lambda: f"{len(held)} of {warm + count} were held", timeout_s=180)
         for run, each_s in (("warm", 0.0), ("timed", 1 / rate)):
             answers = _signed_answers(home, run, held)
-            commands = Arrivals(bootstrap, "commands")
-            commands.start()
-            _send_approvals(bootstrap, answers, each_s)
-            taken = taken_ms(_appended_ms(bootstrap, "approvals", run), commands)
+            with Arrivals(bootstrap, "commands") as commands:
+                _send_approvals(bootstrap, answers, each_s)
+                taken = commands.taken_ms(_appended_ms(bootstrap, "approvals", run))
         if len(taken) != count:
             raise JobFailed(f"expected {count} answers in the log, came {len(taken)}")
         return percentiles(taken)
@@ -177,31 +178,12 @@ def policy_publish(publishes: int, *, rate: int = 200, every_s: float = 3) -> di
     try:
         bootstrap = prepared(home)
         _publish_turn(home, bootstrap, 1)
-        load(home, "proposals", 2000, run="warm")
+        load(home, "proposals", _WARM, run="warm")
         flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
-        decisions = Arrivals(bootstrap, "decisions", _under)
-        decisions.start()
-        # More than enough: publishing itself takes part of a second.
-        flow = start_load(home, "proposals", round(rate * (10 + publishes * (every_s + 3))), rate=rate, run="timed")
-        try:
-            for version in range(2, publishes + 2):
-                wait_until(
-                    lambda v=version: len(decisions.arrived) == v - 1,  # type: ignore[misc]
-                    lambda v=version: f"no decision under version {v - 1}",  # type: ignore[misc]
-                    timeout_s=60,
-                )
-                time.sleep(every_s)
-                _publish_turn(home, bootstrap, version)
-            wait_until(
-                lambda: len(decisions.arrived) == publishes + 1, lambda: "no decision under the last", timeout_s=60
-            )
-            if flow[0].poll() is not None:
-                raise JobFailed("expected proposals until the last publish, but they had ended")
-        finally:
-            for process in flow:
-                process.terminate()
-                process.wait()
-        arrived = decisions.finish()
+        with Arrivals(bootstrap, "decisions", _under) as decisions:
+            wait_for_records(home, "decisions", _WARM)
+            _publish_in_turn(home, bootstrap, decisions.arrived, publishes, rate, every_s)
+        arrived = decisions.arrived
         verdicts = [under.split()[1] for under in arrived]
         if any(one == other for one, other in itertools.pairwise(verdicts)):
             raise JobFailed(f"expected verdicts in turn, came {verdicts}")
@@ -210,6 +192,34 @@ def policy_publish(publishes: int, *, rate: int = 200, every_s: float = 3) -> di
         return {"median": statistics.median(taken), "max": max(taken)}
     finally:
         instance.stop(home)
+
+
+def _publish_in_turn(
+    home: Home, bootstrap: str, arrived: Mapping[str, float], publishes: int, rate: int, every_s: float
+) -> None:
+    """Versions 2, 3, ... while proposals stream, each `every_s` after the first decision under the one before."""
+
+    def is_under(version: int) -> bool:
+        flink_jobs.check(home, "machines")
+        return len(arrived) >= version
+
+    def wait_for(version: int) -> None:
+        wait_until(lambda: is_under(version), lambda: f"no decision under version {version}", timeout_s=60)
+
+    # More proposals than needed: publishing itself takes part of a second.
+    flow = start_load(home, "proposals", round(rate * (30 + publishes * (every_s + 3))), rate=rate, run="timed")
+    try:
+        wait_for_records(home, "decisions", _WARM + 5 * rate)
+        for version in range(2, publishes + 2):
+            _publish_turn(home, bootstrap, version)
+            wait_for(version)
+            time.sleep(every_s)
+        if flow[0].poll() is not None:
+            raise JobFailed("expected proposals until the last publish, but they had ended")
+    finally:
+        for process in flow:
+            process.terminate()
+            process.wait()
 
 
 def _under(decision: dict[str, Any]) -> str:
