@@ -61,7 +61,7 @@ def first_decision() -> float:
     return float(json.loads(report.read_text())["seconds"]["first_decision"])
 
 
-def _plans() -> dict[str, Callable[[], dict[str, Any]]]:
+def plans() -> dict[str, Callable[[], dict[str, Any]]]:
     """What can be measured, by the name `--only` takes (listed in its help, ops/cli.py): figures by name."""
     return {
         "context": lambda: {"context_facts_per_s": context_rate(1_500_000)},
@@ -82,13 +82,13 @@ def _plans() -> dict[str, Callable[[], dict[str, Any]]]:
 def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[str, Any]:
     """Run the chosen measurements `runs` times each, print medians, write every run as JSON."""
     models.shipped_models("machines")
-    plans = _plans()
-    unknown = set(only) - set(plans)
+    known = plans()
+    unknown = set(only) - set(known)
     if unknown:
-        raise SetupFailed(f"--only: expected some of {sorted(plans)}, came {sorted(unknown)}")
+        raise SetupFailed(f"--only: expected some of {sorted(known)}, came {sorted(unknown)}")
     found: dict[str, list[Any]] = {}
     try:
-        for name, plan in plans.items():
+        for name, plan in known.items():
             if only and name not in only:
                 continue
             for number in range(1, runs + 1):
