@@ -156,6 +156,11 @@ def _show(result: dict[str, Any], console: Console) -> None:
     for name, (what, target) in TARGETS.items():
         if name in result["figures"]:
             value = result["figures"][name]["median"]
-            shown = ", ".join(f"{k} {v:.0f}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,.1f}"
+            parts = value if isinstance(value, dict) else {"": value}
+            shown = ", ".join(f"{part} {_told(figure)}".strip() for part, figure in parts.items())
             table.add_row(what, target, shown)
     console.print(table)
+
+
+def _told(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:,.1f}"
