@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from contracts.approval import Answer, Override, Signed
@@ -119,12 +120,24 @@ def answer(
     parameters: Mapping[str, Any] | None = None, reason: str = "", now_ms: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Sign and send an answer; what `govern` made of it, in order (decisions and notes)."""
+    key = _known_key(bootstrap_servers, domain, signer)
+    event_id, event = answer_event(
+        domain, request, signer.person, key, kind, parameters=parameters, reason=reason, now_ms=now_ms
+    )
+    return _say(bootstrap_servers, domain, str(request.event["subject"]), event_id, event)
+
+
+def answer_event(
+    domain: str, request: Request, person: str, key: Ed25519PrivateKey, kind: str, *,
+    parameters: Mapping[str, Any] | None = None, reason: str = "", now_ms: int,
+) -> tuple[str, bytes]:  # fmt: skip
+    """An answer signed with `key`: the event's id and the event, ready to be sent under the request's subject."""
     data = {
         "approval_id": request.id, "action_digest": request.event["data"]["approval"]["action_digest"],
         "answer": kind, "parameters": dict(parameters or {}), "reason": reason,
     }  # fmt: skip
-    return _say(
-        bootstrap_servers, domain, Answer, str(request.event["subject"]), data, signer, now_ms=now_ms,
+    return _signed_event(
+        domain, Answer, str(request.event["subject"]), data, person, key, now_ms=now_ms,
         correlation_id=request.event.get("correlationid"), causation_id=request.id,
     )  # fmt: skip
 
@@ -140,32 +153,46 @@ def override(
     data = {
         "action": action, "parameters": dict(parameters), "reason": reason, "break_glass": break_glass,
     }  # fmt: skip
-    return _say(bootstrap_servers, domain, Override, subject, data, signer, now_ms=now_ms)
+    key = _known_key(bootstrap_servers, domain, signer)
+    event_id, event = _signed_event(domain, Override, subject, data, signer.person, key, now_ms=now_ms)
+    return _say(bootstrap_servers, domain, subject, event_id, event)
 
 
-def _say(
-    bootstrap_servers: str, domain: str, kind: type[Signed], subject: str, said: dict[str, Any], signer: Signer,
-    *, now_ms: int, correlation_id: str | None = None, causation_id: str | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+def _known_key(bootstrap_servers: str, domain: str, signer: Signer) -> Ed25519PrivateKey:
+    """The signer's key. Raises SetupFailed when `govern` does not know the person by it."""
     known = people.published(bootstrap_servers, domain)
     if signer.person not in known:
         raise SetupFailed(f"--as: expected one of {sorted(known)}, came {signer.person!r}")
     key = people.own_key(signer.key)
     if public_text(key) != known[signer.person].public_key:
         raise SetupFailed(f"{signer.key}: expected the key of {signer.person}, came another one")
-    data = {"person": signer.person, "signed_at": format_time_ms(now_ms), **said}
+    return key
+
+
+def _signed_event(
+    domain: str, kind: type[Signed], subject: str, said: dict[str, Any], person: str, key: Ed25519PrivateKey,
+    *, now_ms: int, correlation_id: str | None = None, causation_id: str | None = None,
+) -> tuple[str, bytes]:  # fmt: skip
+    """What was said, signed: the event's id and the event. Raises SetupFailed for what is no valid `kind`."""
+    data = {"person": person, "signed_at": format_time_ms(now_ms), **said}
     data["signature"] = sign(key, to_sign(domain, subject, kind.event_type, data))
     try:
         kind.model_validate_json(orjson.dumps(data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise SetupFailed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    event_id = derive_id(data["signature"], "approval", signer.person)
-    event = write_event(
+    event_id = derive_id(data["signature"], "approval", person)
+    return event_id, write_event(
         event_id=event_id, source=f"/flyball/{domain}/ops/approvals", event_type=kind.event_type,
         subject=subject, time_ms=now_ms, dataschema=schema_urn(domain, kind.event_type), data=data,
         correlation_id=correlation_id or event_id, causation_id=causation_id,
     )  # fmt: skip
+
+
+def _say(
+    bootstrap_servers: str, domain: str, subject: str, event_id: str, event: bytes
+) -> list[dict[str, Any]]:
+    """Send what was signed; what `govern` made of it."""
     reader = kafka.consumer(bootstrap_servers)
     try:
         where = kafka.partitions(reader, [topic("decisions").of(domain)])

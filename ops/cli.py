@@ -959,7 +959,13 @@ def new(domain: Annotated[str, typer.Argument(help="a name like 'deliveries'")])
 
 @command(app)
 def bench(
-    only: Annotated[list[str] | None, typer.Option(help="measure only these")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="measure only this; may be repeated: context, govern, govern_50, at_least_once, exactly_once,"
+            " latency_50_policies, approval_to_command, policy_publish, subjects_1m, first_decision"
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(help="runs of each measurement; medians are printed")] = 3,
     output: Annotated[Path, typer.Option(help="JSON with every run")] = Path("benchmarks/latest.json"),
 ) -> None:

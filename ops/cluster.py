@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pyflink
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from contracts.errors import SetupFailed
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
 from ops.setup import jar_paths
@@ -60,13 +62,37 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with every dotted key as a path of keys, so that one setting has one place."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _nested(value) if isinstance(value, dict) else value
+        for part in reversed(str(key).split(".")):
+            inner = {part: inner}
+        _merge(found, inner)
+    return found
+
+
+def asked_settings() -> dict[str, Any]:
+    """FLYBALL_FLINK: settings over conf/flink.yaml, a YAML mapping. Raises SetupFailed when it is none."""
+    text = os.environ.get("FLYBALL_FLINK", "{}")
+    try:
+        found = YAML(typ="safe").load(text)
+    except YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise SetupFailed(f"FLYBALL_FLINK: expected a YAML mapping like '{{a.b: c}}', came {text!r:.200}")
+    return _nested(found)
+
+
 def prepare(home: Home, ports: dict[str, int]) -> None:
     """Write the cluster's configuration and its folders of links to jars."""
     root = folder(home)
     _link_jars(home)
     conf = conf_dir(home)
     conf.mkdir(parents=True, exist_ok=True)
-    settings = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
+    shipped = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
+    settings = _merge(_nested(shipped), asked_settings())
     runtime: dict[str, Any] = {
         "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}},
         "rest": {"address": "127.0.0.1", "bind-address": "127.0.0.1", "port": ports["rest"],
@@ -85,7 +111,7 @@ def prepare(home: Home, ports: dict[str, int]) -> None:
     }  # fmt: skip
     (root / "tmp").mkdir(exist_ok=True)
     with (conf / "config.yaml").open("w") as file:
-        YAML().dump(_merge(settings, runtime), file)
+        YAML().dump(_merge(settings, _nested(runtime)), file)
     logging = (CHECKOUT / "conf" / "log4j2.properties").read_text()
     for name in ("log4j.properties", "log4j-console.properties", "log4j-cli.properties",
                  "log4j-session.properties"):  # fmt: skip

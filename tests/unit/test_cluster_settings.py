@@ -1,0 +1,46 @@
+"""FLYBALL_FLINK over conf/flink.yaml; and the names `./flyball bench --only` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from ruamel.yaml import YAML
+
+from benchmarks.bench import plans
+from contracts.errors import SetupFailed
+from ops import cli, cluster
+from ops.home import Home
+
+
+def test_an_asked_option_takes_the_shipped_ones_place_however_it_is_nested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "FLYBALL_FLINK", "{state.backend.type: rocksdb, taskmanager: {memory.managed.size: 2048mb}}"
+    )
+    home = Home(tmp_path)
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+
+    cluster.prepare(home, {"jobmanager": 1, "rest": 2})
+
+    written = YAML(typ="safe").load((cluster.conf_dir(home) / "config.yaml").read_text())
+    assert written["state"] == {"backend": {"type": "rocksdb"}}
+    assert written["taskmanager"]["memory"]["managed"] == {"size": "2048mb"}
+    assert written["taskmanager"]["memory"]["task"]["heap"] == {"size": "896mb"}
+
+
+@pytest.mark.parametrize("text", ["rocksdb", "[1]", "{a: ", ""])
+def test_what_is_no_mapping_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_FLINK", text)
+
+    with pytest.raises(SetupFailed, match="FLYBALL_FLINK: expected a YAML mapping"):
+        cluster.asked_settings()
+
+
+def test_the_help_of_bench_lists_every_measurement() -> None:
+    group = typer.main.get_command(cli.app)
+    told = next(option.help for option in group.commands["bench"].params if option.name == "only")
+
+    assert set(told.split(": ")[1].split(", ")) == set(plans())
