@@ -79,11 +79,11 @@ def govern_with_many_policies(count: int) -> dict[str, Any]:
     bootstrap = str(home.read_state()["bootstrap_servers"])
     time.sleep(2)  # the last transaction is committed by the next checkpoint
     replayed = replay.run(bootstrap, "machines")
-    if replayed.different or replayed.broken_chains:
+    if replayed.found.different or replayed.found.broken_chains:
         raise JobFailed(f"expected a replay without a difference, came {replayed.told()}")
     return {
         "govern_50_policies_per_s": rate,
-        "replay_decisions_per_s": replayed.decisions / replayed.seconds,
+        "replay_decisions_per_s": replayed.found.decisions / replayed.seconds,
     }
 
 

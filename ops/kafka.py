@@ -127,7 +127,7 @@ class BulkReader:
     """Reads partitions one after another, committed records only, from the beginning to where each ends now.
 
     With confluent-kafka, which fetches ahead on threads of its own: kafka-python takes longer to read a
-    decision than it takes to make it again (docs/decisions/0022). Raises BrokerUnavailable.
+    decision than it takes to make it again (docs/decisions/0015). Raises BrokerUnavailable.
     """
 
     def __init__(self, bootstrap_servers: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +110,23 @@ class StandInConsumer:
 
     def commit(self, offsets: dict[TopicPartition, Any]) -> None:
         self._broker.committed |= {place: offset.offset for place, offset in offsets.items()}
+
+    def close(self) -> None:
+        pass
+
+
+class StandInBulkReader:
+    """What ops/kafka.py `BulkReader` promises."""
+
+    def __init__(self, broker: StandInBroker) -> None:
+        self._broker = broker
+
+    def partitions(self, topic: str) -> list[int]:
+        return [0]
+
+    def read(self, topic: str, partition: int) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+        for record in list(self._broker.topics[topic]):
+            yield record.offset, record.key, record.value
 
     def close(self) -> None:
         pass

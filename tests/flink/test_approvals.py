@@ -142,6 +142,9 @@ def test_a_forged_or_copied_answer_counts_for_nothing(machines: Loop) -> None:
 def test_a_person_commands_directly_and_it_stands_out_in_the_audit(
     machines: Loop, flyball: Callable[..., Any]
 ) -> None:
+    first_id, first = proposal("asked-4", event_ms=START_MS, confidence=0.1)  # its clock is not the wall's
+    machines.send("proposals", ("asked-4", first))
+    machines.decision_of(first_id, "asked-4")
     told = ("override", "machines", "asked-4", "activate_cooling", "--set", "duration_s=30", "--reason", "smoke")
     refused = flyball(*told, "--as", "ada")
     assert refused.code == 1 and refused.out.startswith("deny override_not_permitted"), refused

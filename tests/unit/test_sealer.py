@@ -17,7 +17,7 @@ from ops import audit, kafka, people, sealer
 from ops.home import Home
 from ops.people import AUDIT_KEY, key_file, made_key
 from ops.sealer import Sealer
-from tests.kafka_stand_in import StandInBroker, StandInConsumer, StandInProducer
+from tests.kafka_stand_in import StandInBroker, StandInBulkReader, StandInConsumer, StandInProducer
 from udfs.policy.audit import Line, read
 from udfs.policy.heads import Anchor
 from udfs.policy.signing import public_text
@@ -32,6 +32,7 @@ DECISIONS, HEADS = "machines.decisions", "machines.audit-heads"
 def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
     found = StandInBroker()
     monkeypatch.setattr(kafka, "consumer", lambda _servers: StandInConsumer(found))
+    monkeypatch.setattr(kafka, "BulkReader", lambda _servers: StandInBulkReader(found))
     monkeypatch.setattr(kafka, "producer", lambda _servers, **_options: StandInProducer(found))
     monkeypatch.setattr(kafka, "existing_topics", lambda _servers: {DECISIONS, HEADS})
     return found

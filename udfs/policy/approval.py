@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +162,11 @@ class Hold:
             for each in self.requires:
                 if not each.is_met() and each.takes(answer.person, word.person.roles):
                     each.approved_by.append(answer.person)
+
+    def keep_approvers(self, may_still: Callable[[str], bool]) -> None:
+        """Approvals of people who have left since count no more."""
+        for each in self.requires:
+            each.approved_by = [name for name in each.approved_by if may_still(name)]
 
     def told(self) -> dict[str, object]:
         """As contracts/decision.py `Asked`."""

@@ -302,6 +302,7 @@ class Governor:
                 told = f"{answer.person} refused it" + (f": {answer.reason}" if answer.reason else "")
                 return [*done, self._end(state, hold, Reason.REFUSED, told, policies, place, word.id)]
         hold.count(word)
+        hold.keep_approvers(lambda name: name in policies.people and policies.people[name].is_active)
         if hold.is_met():
             return [*done, self._release(state, hold, policies, place, word.id)]
         missing = "; ".join(

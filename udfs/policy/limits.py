@@ -77,7 +77,7 @@ def _alike(
     def is_alike(entry: Allowed) -> bool:
         return isinstance(entry, int) or (
             ("agent" not in limit.per or entry[1] == agent)
-            and all(entry[2].get(name) == variables.get(name) for name in fields)
+            and all(entry[2].get(name, variables.get(name)) == variables.get(name) for name in fields)
         )
 
     return [

@@ -136,7 +136,7 @@ def _with_grants(
         try:
             return _again(governor, state, recorded, answers, contending, policies, grants), state
         except NeedsGrant as needed:
-            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines[number : number + 64])
+            grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines[number : number + 256])
             if before is not None:
                 state = SubjectState.from_json(before)
 
