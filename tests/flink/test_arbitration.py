@@ -43,17 +43,17 @@ def contested(machines: Loop) -> Iterator[str]:
 def test_one_of_two_that_conflict_wins_and_the_other_names_it(machines: Loop, contested: str) -> None:
     days = iter(range(0, 10_000, 2))
 
-    def waits() -> bool:
+    def waits() -> str:
         proposal_id, event = proposal(contested, event_ms=START_MS + next(days) * DAY_MS, confidence=0.95)
         machines.send("proposals", (contested, event))
-        return bool(
-            machines.wait_for(
-                "a note or a decision", lambda: machines.events("decisions", contested, about=proposal_id)
-                or machines.events("decisions", contested, proposal_id=proposal_id),
-            )[0]["data"].get("what")
+        said = machines.wait_for(
+            "a note or a decision", lambda: machines.events("decisions", contested, about=proposal_id)
+            or machines.events("decisions", contested, proposal_id=proposal_id),
         )  # fmt: skip
+        return proposal_id if said[0]["data"].get("what") else ""
 
-    machines.wait_for("the policy in force", waits)
+    alone = machines.wait_for("the policy in force", waits)
+    assert machines.decision_of(alone, contested)["data"]["verdict"] == "allow", "it contended with nobody"
     at_ms = START_MS + next(days) * DAY_MS
     weak_id, weak = proposal(contested, event_ms=at_ms, confidence=0.91)
     strong_id, strong = proposal(
