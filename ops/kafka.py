@@ -124,7 +124,7 @@ def poll(reader: KafkaConsumer, *, timeout_ms: int) -> Iterator[Record]:
 
 
 class BulkReader:
-    """Reads partitions one after another, committed records only, from the beginning to where each ends now.
+    """Reads partitions one after another, committed records only, to where each ends now.
 
     With confluent-kafka, which fetches ahead on threads of its own: kafka-python takes longer to read a
     decision than it takes to make it again (docs/decisions/0015). Raises BrokerUnavailable.
@@ -157,14 +157,16 @@ class BulkReader:
             raise BrokerUnavailable(f"topic {topic!r} does not exist; './flyball up DOMAIN' makes it")
         return sorted(found.partitions)
 
-    def read(self, topic: str, partition: int) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        """Offset, key and value of each record there is when this begins."""
-        where = confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
+    def read(
+        self, topic: str, partition: int, begin: int = 0
+    ) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+        """Offset, key and value of each record from offset `begin` on that is there when this is called."""
+        where = confluent_kafka.TopicPartition(topic, partition, begin or confluent_kafka.OFFSET_BEGINNING)
         try:
             _, end = self._reader.get_watermark_offsets(where, timeout=_PATIENCE_S)
             self._reader.assign([where])
             silent_since = time.monotonic()
-            while end > 0:
+            while end > begin:
                 found = self._reader.consume(_BATCH, timeout=0.02)  # what there is by then
                 for message in found:
                     error = message.error()

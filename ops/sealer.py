@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from contracts.errors import BrokerUnavailable, SetupFailed
@@ -40,26 +40,25 @@ _NAP_S = 0.2
 
 
 class Sealer:
-    """Seals one domain. `reader` has no partitions yet; `sealed` is what the key's heads covered so far."""
+    """Seals one domain. `sealed` is what the key's heads covered so far."""
 
     def __init__(
-        self, domain: str, key: Ed25519PrivateKey, sealed: Sealed, reader: KafkaConsumer, writer: KafkaProducer
+        self, domain: str, key: Ed25519PrivateKey, sealed: Sealed, reader: kafka.BulkReader, writer: KafkaProducer
     ) -> None:
         self._domain, self._key, self._sealed = domain, key, sealed
         self._reader, self._writer = reader, writer
         self._topic = topic("audit-heads").of(domain)
         self._unsealed: list[Read] = []
         self._subjects: set[str] = set()
-        where = kafka.partitions(reader, [topic("decisions").of(domain)])
-        reader.assign(where)
-        for place in where:
-            reader.seek(place, sealed.ends.get(place.partition, 0))
+        self._decisions = topic("decisions").of(domain)
+        # Partition -> the offset to read next.
+        self._next = {number: sealed.ends.get(number, 0) for number in reader.partitions(self._decisions)}
 
     @classmethod
     def open(cls, bootstrap_servers: str, domain: str, key: Ed25519PrivateKey) -> Sealer:
         """One that goes on behind the last head of `key`. Raises SetupFailed when it cannot."""
         sealed = sealed_so_far(bootstrap_servers, domain, key)
-        reader = kafka.consumer(bootstrap_servers)
+        reader = kafka.BulkReader(bootstrap_servers)
         return cls(domain, key, sealed, reader, kafka.producer(bootstrap_servers, linger_ms=0))
 
     def look(self, now_ms: Callable[[], int]) -> int:
@@ -68,11 +67,10 @@ class Sealer:
         A head is acknowledged, or this raises KafkaError, and only the topic knows whether it is there: open another.
         """
         written = 0
-        where = sorted(self._reader.assignment())
-        ends = self._reader.end_offsets(where)
-        while any(self._reader.position(place) < ends[place] for place in where):
-            for record in kafka.poll(self._reader, timeout_ms=200):
-                self._unsealed.append(read(Line(record.partition, record.offset, record.key, record.value)))
+        for partition, begin in self._next.items():
+            for offset, key, value in self._reader.read(self._decisions, partition, begin):
+                self._next[partition] = offset + 1
+                self._unsealed.append(read(Line(partition, offset, key, value)))
                 self._subjects.add(self._unsealed[-1].subject)
                 if len(self._subjects) >= MAX_SUBJECTS or len(self._unsealed) >= MAX_RECORDS:
                     written += self._seal(now_ms())

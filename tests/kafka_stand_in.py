@@ -124,8 +124,10 @@ class StandInBulkReader:
     def partitions(self, topic: str) -> list[int]:
         return [0]
 
-    def read(self, topic: str, partition: int) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        for record in list(self._broker.topics[topic]):
+    def read(
+        self, topic: str, partition: int, begin: int = 0
+    ) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+        for record in list(self._broker.topics[topic])[begin:]:
             yield record.offset, record.key, record.value
 
     def close(self) -> None:
