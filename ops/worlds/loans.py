@@ -14,7 +14,7 @@ from contracts.errors import BadInput, SetupFailed
 from contracts.loans import ActivityRecorded, ApplicationAnalysed
 from ops.csv_time import parse_loose_time_ms
 from ops.world import DecisionOf, Handler, NewFact
-from ops.worlds.loans_customers import with_answers
+from ops.worlds.loans_customers import with_customers
 from ops.worlds.loans_generator import generate
 from ops.worlds.loans_office import office
 
@@ -62,7 +62,7 @@ class LoansWorld:
     def played(
         self, facts: Iterable[NewFact | None], decision_of: DecisionOf
     ) -> Iterator[NewFact | None]:
-        return with_answers(facts, decision_of, until_ms=time.time() * 1000)
+        return with_customers(facts, decision_of, until_ms=time.time() * 1000)
 
     def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
         return generate(seed, count)

@@ -18,60 +18,29 @@ story: nothing is added to it.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 
+from ops.answers import with_answers
 from ops.world import DecisionOf, NewFact
 from ops.worlds.loans_generator import DAY_MS, HOUR_MS, MINUTE_MS, CaseOpened, activity
 
 DECIDED_AFTER_MS = DAY_MS
-# Decisions are asked for in batches of half a day, so that the emitter is not flushed for each.
-BATCH_MS = DAY_MS // 2
-# After so many cases in a row that nobody decided, the world stops waiting: the loop is silent.
-PATIENCE = 3
 
 
-def with_answers(
+def with_customers(
     facts: Iterable[NewFact | None], decision_of: DecisionOf, *, until_ms: float = math.inf
 ) -> Iterator[NewFact | None]:
-    """The facts with what follows from decisions in between, in order of event time.
+    """The facts with what follows from decisions in between (ops/answers.py), one decision a case."""
 
-    `decision_of(case)` is asked once a case and may wait for the loop; None is given before, so that
-    everything is sent. What would follow later than `until_ms` has not happened yet and is left out.
-    """
-    undecided: list[tuple[int, int, CaseOpened]] = []  # heap: when the decision is asked for
-    due: list[tuple[int, int, NewFact]] = []  # heap: what follows, by event time
-    order = itertools.count()
-    silent = 0
+    def awaits(fact: NewFact) -> tuple[int, str] | None:
+        return (fact.ready_ms + DECIDED_AFTER_MS, fact.subject) if isinstance(fact, CaseOpened) else None
 
-    def advance(now_ms: float) -> Iterator[NewFact | None]:
-        nonlocal silent
-        while True:
-            if undecided and undecided[0][0] <= min(now_ms, due[0][0] if due else now_ms):
-                yield None
-                asked_ms = undecided[0][0]
-                while undecided and undecided[0][0] <= asked_ms + BATCH_MS:
-                    case = heapq.heappop(undecided)[2]
-                    decided = None
-                    if silent < PATIENCE:
-                        decided = decision_of(case.subject)
-                        silent = silent + 1 if decided is None else 0
-                    for fact in what_follows(case, decided):
-                        heapq.heappush(due, (fact.event_ms, next(order), fact))
-            elif due and due[0][0] <= now_ms:
-                yield heapq.heappop(due)[2]
-            else:
-                return
+    def follows(fact: NewFact, decided: tuple[str, str] | None) -> list[NewFact]:
+        assert isinstance(fact, CaseOpened)
+        return what_follows(fact, decided)
 
-    for fact in facts:
-        if fact is not None:
-            yield from advance(min(fact.event_ms, until_ms))
-        yield fact
-        if isinstance(fact, CaseOpened):
-            heapq.heappush(undecided, (fact.ready_ms + DECIDED_AFTER_MS, next(order), fact))
-    yield from advance(until_ms)
+    return with_answers(facts, decision_of, awaits, follows, until_ms=until_ms)
 
 
 def what_follows(case: CaseOpened, decided: tuple[str, str] | None) -> list[NewFact]:

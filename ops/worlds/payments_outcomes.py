@@ -15,12 +15,11 @@ nothing else that was played.
 from __future__ import annotations
 
 import hashlib
-import heapq
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 
 from contracts.payments import ChargedBack, ConfirmedGenuine
+from ops.answers import with_answers
 from ops.world import DecisionOf, NewFact
 from ops.worlds.payments_generator import DAY_MS, LabelledPayment
 
@@ -31,58 +30,33 @@ ALLOWED_DAYS = (3.0, 10.0)
 BLOCKED_SHARE = 0.7
 ALLOWED_SHARE = 0.05
 SHORTEST_MS = DAY_MS  # no outcome comes sooner, so no decision is asked for sooner
-# Decisions are asked for in batches of half a day, so that the emitter is not flushed each time.
-BATCH_MS = DAY_MS // 2
-# After so many payments in a row that nobody decided, the world stops waiting: the loop is silent.
-PATIENCE = 3
 
 
 def with_late_outcomes(
     facts: Iterable[NewFact | None], decision_of: DecisionOf, *, until_ms: float = math.inf
 ) -> Iterator[NewFact | None]:
-    """The facts with late outcomes in between, in order of event time.
+    """The facts with late outcomes in between (ops/answers.py), one decision a labelled payment.
 
-    `decision_of(transaction_id)` is asked once a labelled payment, half a day of event time after it
-    or later, and None is given before (it may wait for the loop). At the end the outcomes still due
-    follow, those later than `until_ms` excepted: they have not happened yet. Of several payments with
-    one transaction id the first counts.
+    It is asked for a day of event time after the payment. Of several payments with one transaction
+    id the first counts.
     """
-    undecided: list[tuple[int, int, LabelledPayment]] = []  # heap: when its outcome may come at the soonest
-    due: list[tuple[int, int, NewFact]] = []  # heap: outcomes by event time
-    order = itertools.count()
     known: set[str] = set()
-    silent = 0
 
-    def advance(now_ms: float) -> Iterator[NewFact | None]:
-        nonlocal silent
-        while True:
-            if undecided and undecided[0][0] <= min(now_ms, due[0][0] if due else now_ms):
-                yield None
-                batch_ms = undecided[0][0] + BATCH_MS
-                while undecided and undecided[0][0] <= batch_ms:
-                    payment = heapq.heappop(undecided)[2]
-                    decided = None
-                    if silent < PATIENCE:
-                        decided = decision_of(str(payment.data["transaction_id"]))
-                        silent = silent + 1 if decided is None else 0
-                    outcome = late_outcome(payment, decided)
-                    if outcome is not None:
-                        heapq.heappush(due, (outcome.event_ms, next(order), outcome))
-            elif due and due[0][0] <= now_ms:
-                yield heapq.heappop(due)[2]
-            else:
-                return
+    def awaits(fact: NewFact) -> tuple[int, str] | None:
+        if not isinstance(fact, LabelledPayment) or fact.is_fraud is None:
+            return None
+        transaction_id = str(fact.data["transaction_id"])
+        if transaction_id in known:
+            return None
+        known.add(transaction_id)
+        return fact.event_ms + SHORTEST_MS, transaction_id
 
-    for fact in facts:
-        if fact is not None:
-            yield from advance(min(fact.event_ms, until_ms))
-        yield fact
-        if isinstance(fact, LabelledPayment) and fact.is_fraud is not None:
-            transaction_id = str(fact.data["transaction_id"])
-            if transaction_id not in known:
-                known.add(transaction_id)
-                heapq.heappush(undecided, (fact.event_ms + SHORTEST_MS, next(order), fact))
-    yield from advance(until_ms)
+    def follows(fact: NewFact, decided: tuple[str, str] | None) -> list[NewFact]:
+        assert isinstance(fact, LabelledPayment)
+        outcome = late_outcome(fact, decided)
+        return [] if outcome is None else [outcome]
+
+    return with_answers(facts, decision_of, awaits, follows, until_ms=until_ms)
 
 
 def late_outcome(payment: LabelledPayment, decided: tuple[str, str] | None) -> NewFact | None:

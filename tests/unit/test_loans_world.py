@@ -11,9 +11,10 @@ import pytest
 from contracts.domain import load_domain
 from contracts.errors import BadInput
 from contracts.loans import ActivityRecorded
+from ops.answers import PATIENCE
 from ops.world import Done, NewFact, Order, load_world
 from ops.worlds.loans import WORLD
-from ops.worlds.loans_customers import PATIENCE, what_follows
+from ops.worlds.loans_customers import what_follows
 from ops.worlds.loans_generator import DAY_MS, HOUR_MS, START_MS, Answer, CaseOpened
 
 ROW = {

@@ -12,10 +12,10 @@ import pytest
 from contracts.domain import load_domain
 from contracts.errors import BadInput
 from contracts.payments import ChargedBack, ConfirmedGenuine
+from ops.answers import PATIENCE
 from ops.world import NewFact, Order
 from ops.worlds.payments import WORLD, minor_units
 from ops.worlds.payments_generator import DAY_MS, LabelledPayment
-from ops.worlds.payments_outcomes import PATIENCE
 
 ROW = {
     "ts": "2018-04-01 00:00:31", "transaction_id": "0007", "customer_id": "596", "terminal_id": "3156",
