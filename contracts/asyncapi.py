@@ -10,13 +10,15 @@ from contracts.json_schema import ENVELOPE, EXTENSION, EXTENSION_NAME, REQUIRED,
 from contracts.topics import MAX_RECORD_BYTES, TOPICS, Topic
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
-JOBS: Final = ("context", "propose", "govern")
+JOBS: Final = ("context", "propose", "reason", "govern")
 # Who reads a topic as part of the loop. Anybody may read any of them.
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "facts": ("context",),
     "outcomes": ("context", "govern"),
-    "situations": ("propose",),
-    "models": ("propose",),
+    "situations": ("propose", "reason"),
+    "models": ("propose", "reason"),
+    "prompts": ("reason",),
+    "exchanges": ("reason",),
     "proposals": ("govern",),
     "approvals": ("govern",),
     "limits": ("govern",),
@@ -30,7 +32,7 @@ _BINDING: Final = "0.5.0"
 
 def written_by(row: Topic) -> tuple[str, ...]:
     """The topic table's words as names: every job dead-letters what it cannot read."""
-    return JOBS if row.written_by == "every job" else (row.written_by,)
+    return JOBS if row.written_by == "every job" else tuple(row.written_by.split(", "))
 
 
 def _schema_name(event: EventType) -> str:

@@ -12,11 +12,13 @@ from contracts.dead_letter import DeadLetter
 from contracts.decision import Decision, Grant, Noted
 from contracts.domain import load_domain
 from contracts.envelope import schema_urn
+from contracts.exchange import Abstained, Exchange
 from contracts.late_fact import LateFact
 from contracts.limit_claim import CircuitMoved, Claim, Settlement
 from contracts.model import ModelAlias
 from contracts.outcome import Outcome
 from contracts.policy import Policy, PolicySwitch
+from contracts.prompt import Prompt
 from contracts.proposal import Proposal
 from contracts.topics import TOPICS
 
@@ -52,6 +54,8 @@ _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "limits": (Claim, Settlement, Grant, CircuitMoved),
     "policies": (Policy, PolicySwitch, Person),
     "models": (ModelAlias,),
+    "prompts": (Prompt,),
+    "exchanges": (Exchange, Abstained),
     "audit-heads": (AuditHead,),
     "dead-letters": (DeadLetter,),
     "late-facts": (LateFact,),

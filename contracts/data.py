@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]{0,63}$")]
 Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Instant = Annotated[str, Field(max_length=40, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scalar = str | bool | int | float | None
+# `Field(json_schema_extra=PERSONAL)`: a placeholder stands in the value's place in every prompt that leaves.
+PERSONAL: dict[str, JsonValue] = {"personal": True}
 
 
 class Data(BaseModel):
@@ -31,7 +33,9 @@ class FactData(Data):
 class SituationData(Data):
     """The `data` of a situation: flat, typed features (STRING, BIGINT, DOUBLE, BOOLEAN in SQL).
 
-    `event_time` is the event time of the fact that caused it and is filled in by `context`.
+    `event_time` is the event time of the fact that caused it and is filled in by `context`. A situation may
+    also declare `suspects` (what may have caused it, the likeliest first) and `evidence` (ids of events it
+    rests on), tuples of texts: they go with every proposal and decision about it, and are no features.
     """
 
     event_time: Instant

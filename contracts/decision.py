@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from contracts.data import Data, Digest, Identifier, Instant, Scalar, Slug
-from contracts.proposal import ModelUsed
+from contracts.proposal import ModelUsed, Reasoned
 
 Verdict = Literal["allow", "deny", "hold"]
 # What a policy says: `hold` asks on the default terms, `require_approval` on its own.
@@ -182,6 +182,10 @@ class Decision(Data):
     features: dict[str, Scalar]
     features_at: Instant
     model: ModelUsed | None = None
+    reasoned: Reasoned | None = None
+    fallback: str = Field(default="", max_length=300)
+    suspects: tuple[Identifier, ...] = ()
+    evidence: tuple[Identifier, ...] = ()
     policy_set_digest: Digest
     policies: tuple[PolicyMatch, ...] = ()
     counters: dict[str, int | float] = {}

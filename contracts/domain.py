@@ -23,10 +23,13 @@ _CEL_TYPES = {"STRING": "string", "BIGINT": "int", "DOUBLE": "double", "BOOLEAN"
 def sql_type(annotation: object) -> str:
     """The Flink SQL type of a scalar field; `X | None` is the (nullable) type of X.
 
-    Raises TypeError for a type that does not cross from Python to SQL safely.
+    `tuple[X, ...]` is an ARRAY of it. Raises TypeError for a type that does not cross from Python to SQL
+    safely.
     """
     if annotation in _SQL_TYPES:
         return _SQL_TYPES[annotation]
+    if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
+        return f"ARRAY<{sql_type(get_args(annotation)[0])}>"
     if get_origin(annotation) in (Union, UnionType):
         (inner,) = (arg for arg in get_args(annotation) if arg is not type(None))
         return sql_type(inner)
@@ -65,6 +68,15 @@ class DomainContract:
                     )
         return wide
 
+    def personal_fields(self) -> frozenset[str]:
+        """Names of situation fields that the contract marks as personal (contracts/data.py `Personal`)."""
+        return frozenset(
+            name
+            for situation in self.situations.values()
+            for name, field in situation.model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("personal")
+        )
+
     def policy_variables(self) -> dict[str, str]:
         """Every flat variable a policy's `when` may read, with its CEL type.
 
@@ -87,6 +99,8 @@ class DomainContract:
         for prefix, model in sources:
             for name, kind in columns(model).items():
                 if name == "event_time" and prefix == "feature":
+                    continue
+                if kind not in _CEL_TYPES:  # lists explain, they decide nothing
                     continue
                 variable = f"{prefix}_{name}"
                 if found.setdefault(variable, _CEL_TYPES[kind]) != _CEL_TYPES[kind]:

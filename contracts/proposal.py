@@ -17,8 +17,27 @@ class ModelUsed(Data):
     sha256: Digest
 
 
+class Reasoned(Data):
+    """How a language model came to a proposal. The exchange itself is in `<domain>.exchanges`."""
+
+    prompt_id: Slug
+    prompt_version: int = Field(ge=1)
+    prompt_sha256: Digest = Field(description="of the messages as they were sent, masked")
+    reply_sha256: Digest = Field(description="of the reply's text")
+    model: str = Field(max_length=200, description="as the server named the model that answered")
+    exchange_id: Identifier
+    asked: int = Field(ge=1, description="how often the model was asked until its reply fitted")
+    tokens_in: int = Field(ge=0)
+    tokens_out: int = Field(ge=0)
+    cost: float = Field(ge=0, description="in the agent's currency, by its own prices")
+    latency_ms: int = Field(ge=0, description="wall time")
+
+
 class Proposal(Data):
-    """Written by `propose` only; nothing happens until `govern` decides."""
+    """Written by `propose` and `reason` only; nothing happens until `govern` decides.
+
+    `fallback`: why somebody else answered in the agent's place (its budget was spent, say).
+    """
 
     event_type: ClassVar[str] = "flyball.proposal"
 
@@ -33,3 +52,7 @@ class Proposal(Data):
     features: dict[str, Scalar]
     features_at: Instant = Field(description="event time the features describe")
     model: ModelUsed | None = None
+    reasoned: Reasoned | None = None
+    fallback: str = Field(default="", max_length=300)
+    suspects: tuple[Identifier, ...] = Field(default=(), max_length=100, description="likeliest first")
+    evidence: tuple[Identifier, ...] = Field(default=(), max_length=100, description="ids of events")

@@ -34,7 +34,7 @@ _DATA_PARTITIONS: Final = 4
 TOPICS: Final[tuple[Topic, ...]] = (
     Topic("facts", "subject", "something happened in the world", "producers", _DATA_PARTITIONS, 30 * DAY_MS),
     Topic("situations", "subject", "a fact or pattern worth deciding on, with its features", "context", _DATA_PARTITIONS, 30 * DAY_MS),
-    Topic("proposals", "subject", "an agent would do this, this sure, for this reason", "propose", _DATA_PARTITIONS, 30 * DAY_MS),
+    Topic("proposals", "subject", "an agent would do this, this sure, for this reason", "propose, reason", _DATA_PARTITIONS, 30 * DAY_MS),
     Topic("decisions", "subject", "allow, deny or hold, by which policies, why", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
     Topic("limits", "subject, or 'limits' for claims", "a claim on limits wider than a subject, and its grant", "govern", _DATA_PARTITIONS, FOREVER),
     Topic("commands", "subject", "do this, once", "govern", _DATA_PARTITIONS, FOREVER, is_transactional=True),
@@ -42,6 +42,8 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic("approvals", "subject", "a person's signed answer to a hold, or override", "people", _DATA_PARTITIONS, FOREVER),
     Topic("policies", "policy id/version, switch scope, or person", "a version of a policy, a switch, or a person", "people", 1, FOREVER),
     Topic("models", "alias/version", "which artefact an alias stands for", "people", 1, FOREVER),
+    Topic("prompts", "prompt id/version", "a version of what language models are told", "people", 1, FOREVER),
+    Topic("exchanges", "call id/turn", "a call of a language model or of its tool, as it was", "reason", _DATA_PARTITIONS, FOREVER, "compact"),
     Topic("audit-heads", "head number", "what every chain of decisions ended with, signed", "sealer", 1, FOREVER),
     Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job", 1, FOREVER),
     Topic("late-facts", "subject", "a fact too late for its event-time window (the fast lane used it)", "context", 1, 30 * DAY_MS),

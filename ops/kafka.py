@@ -213,6 +213,7 @@ def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
 READERS = {
     "context": ("facts", "outcomes"),
     "propose": ("situations",),
+    "reason": ("situations",),
     "govern": ("proposals", "outcomes", "approvals", "limits"),
     "actuator": ("commands",),
 }

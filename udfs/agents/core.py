@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
 
+from contracts.data import SituationData
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract, columns
 from contracts.envelope import MAX_HOPS, derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput, ModelRefused
 from contracts.proposal import Proposal
-from udfs.agents.definition import FEATURE, ModelAgent, RuleAgent, Suggestion, fill
+from udfs.agents.definition import FEATURE, AnyAgent, LlmAgent, ModelAgent, RuleAgent, Suggestion, fill
 from udfs.agents.onnx_model import LoadedModel
 from udfs.policy.cel import Condition
 from udfs.serde import write_event
@@ -34,6 +35,8 @@ class Situation:
     traceparent: str | None
     expiry: str | None
     features: Mapping[str, object]
+    suspects: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,23 @@ class _Prepared:
 class Agents:
     """All agents of a domain, compiled. `propose` keeps no state between situations."""
 
-    def __init__(
-        self, contract: DomainContract, agents: Sequence[RuleAgent | ModelAgent]
-    ) -> None:
+    def __init__(self, contract: DomainContract, agents: Sequence[AnyAgent]) -> None:
         self._contract = contract
+        self._features = {kind: scalar_columns(model) for kind, model in contract.situations.items()}
         self._by_situation: dict[str, list[_Prepared]] = {kind: [] for kind in contract.situations}
+        self._fallbacks: dict[str, _Prepared] = {}
         for agent in agents:
-            features = columns(contract.situations[agent.situation])
-            types = {name: _CEL_TYPES[kind] for name, kind in features.items()}
+            if isinstance(agent, LlmAgent):
+                continue  # job `reason`
+            types = cel_types(contract.situations[agent.situation])
             when = None if agent.when is None else Condition.compile(agent.when, types)
             made = (agent.propose,) if isinstance(agent, RuleAgent) else agent.propose
             ordered = tuple(sorted(made, key=lambda s: -s.from_confidence))
-            self._by_situation[agent.situation].append(_Prepared(agent, when, ordered))
+            prepared = _Prepared(agent, when, ordered)
+            if isinstance(agent, RuleAgent) and agent.is_fallback:
+                self._fallbacks[agent.agent] = prepared
+            else:
+                self._by_situation[agent.situation].append(prepared)
 
     def read(self, key: bytes | None, value: bytes | None) -> Situation:
         """The situation in a record. Raises BadInput with a dead-letter cause."""
@@ -69,7 +77,7 @@ class Agents:
             model = self._contract.situations.get(event["type"])
             if model is None:
                 raise BadInput(Cause.UNKNOWN_TYPE, f"no situation type {event['type']!r}")
-            features = {name: data.get(name) for name in model.model_fields if name != "event_time"}
+            features = {name: data.get(name) for name in self._features[event["type"]]}
             if unknown := set(data) - set(model.model_fields):
                 raise BadInput(Cause.DATA_INVALID, f"unknown fields {sorted(unknown)[:8]}")
             parse_time_ms(data["event_time"])
@@ -86,6 +94,7 @@ class Agents:
                 situation_id, event["type"], subject, data["event_time"],
                 event.get("correlationid") or situation_id, hops,
                 event.get("traceparent"), event.get("expirytime"), features,
+                tuple(data.get("suspects") or ()), tuple(data.get("evidence") or ()),
             )  # fmt: skip
         except orjson.JSONDecodeError as error:
             raise BadInput(Cause.NOT_JSON, f"expected a situation as JSON: {error}") from None
@@ -103,25 +112,27 @@ class Agents:
         proposes nothing: no proposal, no action.
         """
         for prepared in self._by_situation[situation.type]:
-            agent = prepared.agent
-            if prepared.when is not None and prepared.when.evaluate(situation.features).value is not True:
-                continue
-            used = None
-            if isinstance(agent, RuleAgent):
-                confidence = agent.confidence
-            else:
-                model = models.get(agent.model)
-                if model is None:
-                    continue
-                try:
-                    confidence = model.confidence(situation.features)
-                except ModelRefused:
-                    continue
-                used = model.used
-            for suggestion in prepared.suggestions:
-                if confidence >= suggestion.from_confidence:
-                    yield self._write(situation, agent, suggestion, confidence, used)
-                    break
+            if (answer := _answer(prepared, situation, models)) is not None:
+                yield self._write(situation, *answer)
+
+    def would_propose(
+        self, situation: Situation, models: Mapping[str, LoadedModel], names: Collection[str]
+    ) -> bool:
+        """Whether any of these agents answers the situation, so that nobody after them is asked."""
+        return any(
+            _answer(prepared, situation, models) is not None
+            for prepared in self._by_situation[situation.type]
+            if prepared.agent.agent in names
+        )
+
+    def fall_back(
+        self, situation: Situation, name: str, *, instead_of: str, why: str
+    ) -> tuple[str, bytes] | None:
+        """What the fallback `name` proposes in another agent's place; None: it has nothing to say."""
+        answer = _answer(self._fallbacks[name], situation, {})
+        if answer is None:
+            return None
+        return self._write(situation, *answer, stage="reason", told={"fallback": f"{instead_of}: {why}"[:300]})
 
     def _write(
         self,
@@ -130,41 +141,98 @@ class Agents:
         suggestion: Suggestion,
         confidence: float,
         used: object,
+        *,
+        stage: str = STAGE,
+        told: Mapping[str, object] | None = None,
     ) -> tuple[str, bytes]:
         parameters = {}
         for name, value in suggestion.parameters.items():
             found = FEATURE.match(value) if isinstance(value, str) else None
             parameters[name] = value if found is None else situation.features.get(found[1])
-        told = {**situation.features, "confidence": confidence}
-        data: dict[str, object] = {
-            "event_time": situation.event_time,
-            "agent": agent.agent,
-            "agent_version": agent.version,
-            "action": suggestion.action,
-            "parameters": parameters,
-            "confidence": confidence,
-            "reason": fill(suggestion.reason, told),
-            "situation_type": situation.type,
-            "features": situation.features,
-            "features_at": situation.event_time,
-            "model": None if used is None else used.__dict__,
-        }
-        event_ms = parse_time_ms(situation.event_time)
+        shown = {**situation.features, "confidence": confidence}
         expiry = situation.expiry
         if suggestion.expires_after_s is not None:
-            expiry = format_time_ms(event_ms + suggestion.expires_after_s * 1000)
-        event = write_event(
-            event_id=derive_id(situation.id, STAGE, agent.agent),
-            source=f"/flyball/{self._contract.name}/{STAGE}/{agent.agent}",
-            event_type=Proposal.event_type,
-            subject=situation.subject,
-            time_ms=event_ms,
-            dataschema=schema_urn(self._contract.name, Proposal.event_type),
-            data=data,
-            correlation_id=situation.correlation_id,
-            causation_id=situation.id,
-            hops=situation.hops,
-            traceparent=situation.traceparent,
-            expiry=expiry,
-        )
-        return situation.subject, event
+            expiry = format_time_ms(parse_time_ms(situation.event_time) + suggestion.expires_after_s * 1000)
+        return write_proposal(
+            self._contract.name, situation, stage=stage, agent=agent.agent, agent_version=agent.version,
+            action=suggestion.action, parameters=parameters, confidence=confidence,
+            reason=fill(suggestion.reason, shown), expiry=expiry,
+            told={**({} if used is None else {"model": used.__dict__}), **(told or {})},
+        )  # fmt: skip
+
+
+def _answer(
+    prepared: _Prepared, situation: Situation, models: Mapping[str, LoadedModel]
+) -> tuple[RuleAgent | ModelAgent, Suggestion, float, object] | None:
+    """Who suggests what, how sure, by which model; None: this agent has nothing to say."""
+    agent = prepared.agent
+    if prepared.when is not None and prepared.when.evaluate(situation.features).value is not True:
+        return None
+    used = None
+    if isinstance(agent, RuleAgent):
+        confidence = agent.confidence
+    else:
+        model = models.get(agent.model)
+        if model is None:
+            return None
+        try:
+            confidence = model.confidence(situation.features)
+        except ModelRefused:
+            return None
+        used = model.used
+    for suggestion in prepared.suggestions:
+        if confidence >= suggestion.from_confidence:
+            return agent, suggestion, confidence, used
+    return None
+
+
+def scalar_columns(situation: type[SituationData]) -> dict[str, str]:
+    """The features of a situation: its columns without event time, suspects and evidence."""
+    return {name: kind for name, kind in columns(situation).items() if name != "event_time" and kind in _CEL_TYPES}
+
+
+def cel_types(situation: type[SituationData]) -> dict[str, str]:
+    """Feature -> CEL type, for an agent's `when`."""
+    return {name: _CEL_TYPES[kind] for name, kind in scalar_columns(situation).items()}
+
+
+def write_proposal(
+    domain: str, situation: Situation, *, stage: str, agent: str, agent_version: int, action: str,
+    parameters: Mapping[str, object], confidence: float, reason: str, expiry: str | None, told: Mapping[str, object],
+) -> tuple[str, bytes]:  # fmt: skip
+    """Key and value of a proposal about a situation. `told`: what only some proposals tell, by field.
+
+    Its id is derived from situation, stage and agent: an agent speaks once about a situation.
+    """
+    data: dict[str, object] = {
+        "event_time": situation.event_time,
+        "agent": agent,
+        "agent_version": agent_version,
+        "action": action,
+        "parameters": parameters,
+        "confidence": confidence,
+        "reason": reason,
+        "situation_type": situation.type,
+        "features": situation.features,
+        "features_at": situation.event_time,
+        "model": None,
+        **told,
+    }
+    for name, listed in (("suspects", situation.suspects), ("evidence", situation.evidence)):
+        if listed:
+            data.setdefault(name, listed)
+    event = write_event(
+        event_id=derive_id(situation.id, stage, agent),
+        source=f"/flyball/{domain}/{stage}/{agent}",
+        event_type=Proposal.event_type,
+        subject=situation.subject,
+        time_ms=parse_time_ms(situation.event_time),
+        dataschema=schema_urn(domain, Proposal.event_type),
+        data=data,
+        correlation_id=situation.correlation_id,
+        causation_id=situation.id,
+        hops=situation.hops,
+        traceparent=situation.traceparent,
+        expiry=expiry,
+    )
+    return situation.subject, event

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -38,11 +38,15 @@ class Suggestion(_Part):
 
 
 class RuleAgent(_Part):
-    """Proposes when a CEL condition over the situation's features holds; confidence is fixed."""
+    """Proposes when a CEL condition over the situation's features holds; confidence is fixed.
+
+    `is_fallback`: it speaks only in the place of a language model's agent that names it.
+    """
 
     kind: Literal["rule"]
     agent: Slug
     version: int = Field(ge=1)
+    is_fallback: bool = False
     situation: str
     when: str
     confidence: float = Field(ge=0.0, le=1.0)
@@ -64,11 +68,109 @@ class ModelAgent(_Part):
     propose: tuple[Suggestion, ...] = Field(min_length=1)
 
 
-Agent = Annotated[RuleAgent | ModelAgent, Field(discriminator="kind")]
-_AGENTS: TypeAdapter[tuple[RuleAgent | ModelAgent, ...]] = TypeAdapter(tuple[Agent, ...])
+class Circuit(_Part):
+    """After so many failed calls in a row none is made for so long (wall time); then one, to see."""
+
+    failures: int = Field(default=5, ge=1)
+    open_s: float = Field(default=30, gt=0)
 
 
-def load_agents(path: Path, contract: DomainContract) -> tuple[RuleAgent | ModelAgent, ...]:
+class Budget(_Part):
+    """What calls may take in the last minute and the last day (wall time). None: no bound.
+
+    Cost is in the currency of `price_in` and `price_out`, which are for a million tokens.
+    """
+
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    cost_per_minute: float | None = Field(default=None, gt=0)
+    cost_per_day: float | None = Field(default=None, gt=0)
+    price_in: float = Field(default=0, ge=0)
+    price_out: float = Field(default=0, ge=0)
+
+
+class HttpTool(_Part):
+    """A look-up by HTTP GET. `url` may hold {arguments}, each of which must fully match its pattern.
+
+    Only the host written here is asked; arguments are percent-encoded; redirects are not followed.
+    """
+
+    kind: Literal["http"]
+    name: Slug
+    description: str = Field(max_length=500)
+    url: str = Field(pattern=r"^https?://[^\s{}/]+/\S*$")
+    arguments: dict[Slug, str] = {}
+    timeout_s: float = Field(default=2, gt=0, le=30)
+    max_bytes: int = Field(default=4096, ge=1, le=65_536)
+
+
+class SqlTool(_Part):
+    """A look-up in a SQLite database, opened read-only; `query` is one SELECT with :arguments.
+
+    `database` is a file below the home of the instance (`ledger/...`), never an argument.
+    """
+
+    kind: Literal["sql"]
+    name: Slug
+    description: str = Field(max_length=500)
+    database: str = Field(pattern=r"^[a-z0-9_\-]+(/[a-z0-9_\-]+)*\.sqlite$")
+    query: str = Field(pattern=r"(?is)^\s*SELECT\b[^;]*$")
+    arguments: dict[Slug, str] = {}
+    timeout_s: float = Field(default=2, gt=0, le=30)
+    max_rows: int = Field(default=20, ge=1, le=200)
+
+
+class Fallback(_Part):
+    """Who answers when the agent cannot: a cheaper model with the same prompt, or a rule agent."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    agent: Slug | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Fallback:
+        if (self.model is None) == (self.agent is None):
+            raise ValueError("expected either a model or an agent")
+        return self
+
+
+class LlmAgent(_Part):
+    """Asks a language model (job `reason`); the reply may choose among `actions`, or abstain.
+
+    Asked only where `when` (CEL) holds and none of the agents named in `after` would propose: rules
+    first, models second. Seconds are wall time, but for `expires_after_s`.
+    """
+
+    kind: Literal["llm"]
+    agent: Slug
+    version: int = Field(ge=1)
+    situation: str
+    when: str | None = None
+    after: tuple[Slug, ...] = ()
+    prompt: Slug
+    model: str = Field(min_length=1, max_length=200, description="as the server names it")
+    actions: tuple[Slug, ...] = Field(min_length=1)
+    priority: int = Field(default=5, ge=1, le=9, description="1 is asked first")
+    deadline_s: float = Field(default=30, gt=0, le=3600, description="from arrival to the reply that fits")
+    attempts: int = Field(default=3, ge=1, le=10, description="requests a question: 429, 5xx and time-outs are tried again")
+    attempt_timeout_s: float = Field(default=20, gt=0, le=3600)
+    asks: int = Field(default=2, ge=1, le=5, description="questions until a reply fits")
+    concurrency: int = Field(default=16, ge=1, le=1000)
+    max_tokens: int = Field(default=500, ge=16, le=32_000)
+    is_structured: bool = Field(default=True, description="the server takes response_format json_schema")
+    budget: Budget = Budget()
+    circuit: Circuit = Circuit()
+    tools: tuple[Annotated[HttpTool | SqlTool, Field(discriminator="kind")], ...] = ()
+    tool_calls: int = Field(default=3, ge=0, le=10, description="look-ups a situation")
+    fallback: tuple[Fallback, ...] = ()
+    expires_after_s: int | None = Field(default=None, ge=1, description="event time")
+
+
+AnyAgent = RuleAgent | ModelAgent | LlmAgent
+Agent = Annotated[AnyAgent, Field(discriminator="kind")]
+_AGENTS: TypeAdapter[tuple[AnyAgent, ...]] = TypeAdapter(tuple[Agent, ...])
+
+
+def load_agents(path: Path, contract: DomainContract) -> tuple[AnyAgent, ...]:
     """The agents of a domain, checked against its contract.
 
     Raises SetupFailed naming the file, the agent, what was expected and what came.
@@ -94,6 +196,8 @@ def load_agents(path: Path, contract: DomainContract) -> tuple[RuleAgent | Model
         raise SetupFailed(f"{path}: each agent needs a name of its own, came {names}")
     for agent in agents:
         _check(path, agent, contract)
+        if isinstance(agent, LlmAgent):
+            _check_others(path, agent, {a.agent: a for a in agents})
     return agents
 
 
@@ -103,12 +207,16 @@ def _to_json(value: object) -> bytes:
     return orjson.dumps(value)
 
 
-def _check(path: Path, agent: RuleAgent | ModelAgent, contract: DomainContract) -> None:
+def _check(path: Path, agent: AnyAgent, contract: DomainContract) -> None:
     place = f"{path}: agent {agent.agent!r}"
     situation = contract.situations.get(agent.situation)
     if situation is None:
         known = ", ".join(contract.situations)
         raise SetupFailed(f"{place}: expected a situation of {known}; came {agent.situation!r}")
+    if isinstance(agent, LlmAgent):
+        if unknown := set(agent.actions) - set(contract.actions):
+            raise SetupFailed(f"{place}: expected actions of {', '.join(contract.actions)}; came {sorted(unknown)}")
+        return
     suggestions = (agent.propose,) if isinstance(agent, RuleAgent) else agent.propose
     for suggestion in suggestions:
         action = contract.actions.get(suggestion.action)
@@ -119,6 +227,18 @@ def _check(path: Path, agent: RuleAgent | ModelAgent, contract: DomainContract) 
         features = {*columns(situation), "confidence"}
         if unknown := set(_PLACEHOLDER.findall(suggestion.reason)) - features:
             raise SetupFailed(f"{place}: reason names unknown features {sorted(unknown)}")
+
+
+def _check_others(path: Path, agent: LlmAgent, agents: Mapping[str, AnyAgent]) -> None:
+    """Those it names in `after` and `fallback` exist, answer the same situation, and can."""
+    for name in (*agent.after, *(f.agent for f in agent.fallback if f.agent is not None)):
+        other, place = agents.get(name), f"{path}: agent {agent.agent!r}"
+        if other is None or isinstance(other, LlmAgent) or other.situation != agent.situation:
+            raise SetupFailed(f"{place}: expected {name!r} to be a rule or model agent of {agent.situation!r}")
+        if name in agent.after and isinstance(other, RuleAgent) and other.is_fallback:
+            raise SetupFailed(f"{place}: {name!r} is a fallback and answers nothing first")
+        if name not in agent.after and not (isinstance(other, RuleAgent) and other.is_fallback):
+            raise SetupFailed(f"{place}: expected the fallback {name!r} to be a rule agent with is_fallback: true")
 
 
 def _check_parameters(

@@ -12,6 +12,7 @@ from contracts.command import Command
 from contracts.data import Scalar
 from contracts.decision import Decision, Grant, Noted, Reason, Trigger, Verdict
 from contracts.envelope import format_time_ms, schema_urn
+from contracts.proposal import Proposal
 from udfs.policy.policy_set import Judgement
 from udfs.policy.reading import Incoming
 from udfs.policy.subject import SubjectState
@@ -81,6 +82,17 @@ def matches(judgement: Judgement) -> list[dict[str, object]]:
     ]
 
 
+def _explained(data: Proposal) -> dict[str, object]:
+    """What a proposal tells beyond features, where it tells it."""
+    found: dict[str, object] = {}
+    if data.reasoned is not None:
+        found["reasoned"] = data.reasoned.__dict__
+    for name in ("fallback", "suspects", "evidence"):
+        if told := getattr(data, name):
+            found[name] = told
+    return found
+
+
 class Writer:
     """Writes for one domain. Every entry advances the chain in the subject's state."""
 
@@ -126,6 +138,7 @@ class Writer:
                 "features": data.features,
                 "features_at": data.features_at,
                 "model": None if data.model is None else data.model.__dict__,
+                **_explained(data),
                 "policy_set_digest": policy_set_digest,
                 "policies": ruling.matched,
                 "counters": dict(ruling.counters),

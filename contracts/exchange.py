@@ -1,0 +1,53 @@
+"""Exchange: one call of a model, or of a tool for it, as it was: kept apart, so that replay needs no model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from contracts.data import Data, Digest, Identifier, Instant, Slug
+
+
+class Exchange(Data):
+    """Recorded by `reason` before the reply is used. Once it is here, the call is never made again.
+
+    `call_id` is the idempotency key: derived from the situation and the agent; `turn` counts the
+    questions of a call (asked again because a reply did not fit, or with a tool's answer).
+    """
+
+    event_type: ClassVar[str] = "flyball.exchange"
+
+    call_id: Identifier
+    turn: int = Field(ge=0)
+    kind: Literal["model", "tool"]
+    agent: Slug
+    agent_version: int = Field(ge=1)
+    situation_id: Identifier
+    name: str = Field(max_length=200, description="the model as the server named it, or the tool")
+    prompt_id: Slug | None = None
+    prompt_version: int | None = None
+    request: str = Field(max_length=2_000_000, description="canonical JSON: the messages as sent, or a tool's arguments")
+    request_sha256: Digest
+    reply: str = Field(max_length=2_000_000, description="the reply's text, as it came")
+    reply_sha256: Digest
+    finish_reason: str = Field(default="", max_length=64)
+    tokens_in: int = Field(default=0, ge=0)
+    tokens_out: int = Field(default=0, ge=0)
+    cost: float = Field(default=0.0, ge=0)
+    retries: int = Field(default=0, ge=0)
+    started_at: Instant = Field(description="wall time")
+    latency_ms: int = Field(ge=0, description="wall time")
+
+
+class Abstained(Data):
+    """An agent was asked by a situation and proposed nothing, and nobody did in its place."""
+
+    event_type: ClassVar[str] = "flyball.abstained"
+
+    call_id: Identifier
+    agent: Slug
+    agent_version: int = Field(ge=1)
+    situation_id: Identifier
+    why: Literal["abstained", "budget", "circuit_open", "deadline", "failed", "malformed", "expired", "no_prompt"]
+    explanation: str = Field(max_length=1000)
