@@ -57,5 +57,10 @@ class Concluded(Data):
     why: Literal["", "abstained", "budget", "circuit_open", "deadline", "failed", "malformed", "expired", "no_prompt"] = ""
     explanation: str = Field(default="", max_length=1000)
     by: str = Field(default="", max_length=200, description="the model that answered, or the rule agent that did instead")
-    turn: int | None = Field(default=None, ge=0)
+    turn: int | None = Field(default=None, ge=0, description="of the reply that counted, or of the last that did not fit")
+    asked: int = Field(default=0, ge=0, description="replies read, all levels of fallback together")
+    tokens_in: int = Field(default=0, ge=0)
+    tokens_out: int = Field(default=0, ge=0)
+    cost: float = Field(default=0.0, ge=0)
+    latency_ms: int = Field(default=0, ge=0, description="wall time from the situation's arrival")
     starts: int = Field(default=0, ge=0, description="over 1: a call in flight was lost and made again, perhaps paid twice")
