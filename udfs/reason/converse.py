@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import openai
@@ -17,17 +18,17 @@ import tenacity
 
 from contracts.domain import DomainContract
 from contracts.envelope import format_time_ms
-from contracts.errors import ReplyRefused
+from contracts.errors import ReplyRefused, ToolRefused
 from contracts.exchange import Exchange
 from contracts.prompt import Prompt
 from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.desk import TURNS, Why
 from udfs.reason.masking import Mask
-from udfs.reason.prompt import messages
+from udfs.reason.prompt import ask_again, messages, quoted
 from udfs.reason.recorded import Recorded, digest
-from udfs.reason.reply import Reply, read_reply, reply_schema
-from udfs.reason.tools import look_up, tool_schemas
+from udfs.reason.reply import Reply, read_reply, response_format
+from udfs.reason.tools import HttpRequest, find_tool, http_client, prepare, run_http, run_sql, tool_schemas
 
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
@@ -114,8 +115,7 @@ async def converse(
     """Ask until a reply fits, at most `asks` times, within the deadline; a call past it is cancelled."""
     agent, taken = question.agent, Taken()
     mask = Mask.of(question.situation, contract.personal_fields())
-    told = messages(question.prompt, agent, question.situation, contract, ())
-    talk = _Talk([{**m, "content": mask.hide(m["content"])} for m in told], question.level * TURNS)
+    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, ())], question.level * TURNS)
     last: Recorded | None = None
     try:
         async with asyncio.timeout(max(0.0, (question.until_ms - now_ms()) / 1000)):
@@ -128,10 +128,7 @@ async def converse(
                 except ReplyRefused as error:
                     taken.malformed += 1
                     refused = f"{error.code}: {error}"
-                    talk.said += [
-                        {"role": "assistant", "content": last.exchange.reply},
-                        {"role": "user", "content": mask.hide(f"That reply was refused: {refused} Answer again, as asked.")},
-                    ]  # fmt: skip
+                    talk.said = ask_again(talk.said, last.exchange.reply, error)
         return Result(question, taken, None, last, "malformed", refused)
     except TimeoutError:
         taken.timeouts += 1
@@ -172,7 +169,7 @@ async def _look_up(
         began_ms = now_ms()
         found = "no more look-ups: answer now"
         if talk.look_ups < question.agent.tool_calls:
-            found = await look_up(question.agent, name, mask.restore(arguments), home=question.home)
+            found = await _found(question, name, str(mask.restore(arguments)))
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
@@ -184,8 +181,20 @@ async def _look_up(
     talk.look_ups += 1
     talk.turn += 1
     talk.evidence.add(f"{question.call_id}/{recorded.exchange.turn}")
-    content = orjson.dumps({"evidence_id": f"{question.call_id}/{recorded.exchange.turn}", "found": recorded.exchange.reply})
-    talk.said.append({"role": "tool", "tool_call_id": call["id"], "content": mask.hide(content.decode())})
+    answer = {"evidence_id": f"{question.call_id}/{recorded.exchange.turn}", "found": mask.hide(recorded.exchange.reply)}
+    talk.said.append({"role": "tool", "tool_call_id": call["id"], "content": quoted(answer)})
+
+
+async def _found(question: Question, name: str, arguments: str) -> str:
+    """What the look-up gives, or why it gives nothing: the model may be told either."""
+    try:
+        request = prepare(find_tool(question.agent, name), arguments)
+        if not isinstance(request, HttpRequest):
+            return await run_sql(request, Path(question.home))
+        async with http_client() as http:
+            return await run_http(request, http)
+    except ToolRefused as refused:
+        return f"refused ({refused.code}): {refused}"
 
 
 async def _request(
@@ -196,8 +205,7 @@ async def _request(
     agent = question.agent
     options: dict[str, Any] = {}
     if agent.is_structured:
-        schema = reply_schema(agent, contract, question.situation)
-        options["response_format"] = {"type": "json_schema", "json_schema": {"name": "proposal", "strict": True, "schema": schema}}
+        options["response_format"] = response_format(agent, contract)
     if may_look_up:
         options["tools"] = tool_schemas(agent)
     tries = tenacity.AsyncRetrying(

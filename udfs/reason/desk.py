@@ -212,8 +212,7 @@ class Desk:
 
     def _first_why(self, call: Call, otherwise: Why) -> Why:
         """The first trouble says why; the later ones are told with it."""
-        first = call.troubles[0].partition(":")[0] if call.troubles else otherwise
-        return first  # type: ignore[return-value]
+        return call.troubles[0].partition(":")[0] if call.troubles else otherwise  # type: ignore[return-value]
 
     def _at(self, level: int) -> tuple[str | None, str | None]:
         """The model to ask at this level, or the rule agent to speak; neither: nobody is left."""

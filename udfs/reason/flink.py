@@ -239,7 +239,9 @@ class Reason(KeyedBroadcastProcessFunction):
                 yield self._letter_of_reply(result.last, result.explanation)
             self._calls.put(call.call_id, orjson.dumps(call.to_dict()).decode())
             return
-        if (call := self._settling[agent].pop(back.call_id, None)) is None:
+        if back.call_id in self._settling[agent]:
+            call = self._settling[agent].pop(back.call_id)
+        else:
             call = desk.calls[back.call_id]
             assert back.result is not None
             desk.spent(call, now_ms, back.result.taken.tokens_in + back.result.taken.tokens_out, back.result.taken.cost)
