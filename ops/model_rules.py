@@ -170,7 +170,7 @@ def load_rules(files: Sequence[Path]) -> tuple[Rule, ...]:
 
 def read_request(body: Mapping[str, Any]) -> Asked:
     """What a chat completion's body asks: the schema from response_format, or from the system message."""
-    texts = [(m.get("role"), _content(m.get("content"))) for m in body.get("messages") or () if isinstance(m, Mapping)]
+    texts = [(m.get("role"), content_text(m.get("content"))) for m in body.get("messages") or () if isinstance(m, Mapping)]
     system = "\n".join(text for role, text in texts if role in ("system", "developer"))
     form = (body.get("response_format") or {}).get("json_schema") or {}
     schema, agent = form.get("schema"), _after(system, _AGENT_LINE) or form.get("name")
@@ -197,7 +197,7 @@ def _looked_up(messages: Sequence[Any], data: Mapping[str, Any]) -> dict[str, li
     lookups, evidence = list(data.get("lookups") or ()), list(data.get("evidence") or ())
     for message in messages:
         if isinstance(message, Mapping) and message.get("role") == "tool":
-            text = _content(message.get("content"))
+            text = content_text(message.get("content"))
             found = _object(text) or {}
             answered = found.get("found", text)
             lookups.append({
@@ -336,7 +336,7 @@ def _number(value: object, *, low: float | None = None, high: float | None = Non
     return (low is None or value >= low) and (high is None or value <= high)
 
 
-def _content(content: object) -> str:
+def content_text(content: object) -> str:
     """A message's text; parts of type text joined."""
     if isinstance(content, str):
         return content

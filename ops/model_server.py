@@ -27,7 +27,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import SetupFailed
-from ops.model_rules import Answer, Rule, answer, read_request
+from ops.model_rules import Answer, Rule, answer, content_text, read_request
 
 HOST: Final = "127.0.0.1"
 MAX_BODY: Final = 4 * 1024 * 1024
@@ -220,7 +220,7 @@ class ModelServer:
         self, request: web.Request, body: Mapping[str, Any], made: Answer, text: str, digest: bytes,
         attempt: int, told: dict[str, Any],
     ) -> web.StreamResponse:  # fmt: skip
-        calls = None
+        calls: list[dict[str, Any]] = []
         if made.tool is not None:
             name, arguments = made.tool
             calls = [{"id": f"call_{digest.hex()}", "type": "function", "function": {"name": name, "arguments": arguments}}]
@@ -229,8 +229,8 @@ class ModelServer:
         finish = "tool_calls" if calls else "stop"
         if isinstance(limit, int) and tokens(text) > limit:
             text, finish = text.encode()[: limit * BYTES_A_TOKEN].decode("utf-8", "ignore"), "length"
-        tokens_in = sum(tokens(orjson.dumps(m.get("content")).decode()) for m in body["messages"])
-        tokens_out = tokens(text + "".join(c["function"]["arguments"] for c in calls or ()))
+        tokens_in = sum(tokens(content_text(m.get("content"))) for m in body["messages"])
+        tokens_out = tokens(text + "".join(c["function"]["arguments"] for c in calls))
         usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
         common = {"id": f"chatcmpl-{digest.hex()}-{attempt}", "created": int(time.time()), "model": str(body.get("model"))}
         told |= {"status": 200, "reply": text, "tool": made.tool}
@@ -249,7 +249,7 @@ class ModelServer:
 
     async def _stream(
         self, request: web.Request, body: Mapping[str, Any], common: Mapping[str, Any], text: str,
-        calls: list[dict[str, Any]] | None, finish: str, usage: Mapping[str, int],
+        calls: Sequence[Mapping[str, Any]], finish: str, usage: Mapping[str, int],
     ) -> web.StreamResponse:  # fmt: skip
         self._counts["streamed"] += 1
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
