@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import overload
 from urllib.parse import quote
 
 from udfs.agents.core import Situation
 
 # Shorter values stand in too many other words: they are replaced only where they are a whole text.
 SAFE_LENGTH = 3
-_MARKED = re.compile(r"\[\[([a-z][a-z0-9_]*)\]\]")
-_LOOKS_MARKED = re.compile(r"\[(\s*)\[(\s*[a-z][a-z0-9_]*\s*)\](\s*)\]", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\[\[[a-z][a-z0-9_]*\.[0-9a-f]{10}\]\]")
 
 
 class Mask:
     """One situation's personal values: field -> value.
 
-    A value's placeholder is `[[field]]`, the same wherever the value stands; of two fields with one value
-    the first speaks for both. Longer values are replaced before shorter ones. Text in the data that looks
-    like a placeholder is broken up (`[ [field] ]`), so `restore` puts back only what `hide` took.
-    Hide a text once: a second time would break up its placeholders.
+    A value's placeholder is `[[field.tag]]`, the same wherever the value stands, in whatever case or spelling;
+    of two fields with one value the first speaks for both. Longer values are replaced before shorter ones.
+    The tag is a digest of the situation's texts as they leave: no text among them can hold it, so `restore`
+    puts back only what `hide` took, and it tells nothing of the values. Hiding twice changes nothing more.
     """
 
     def __init__(self, personal: Mapping[str, str], known: Collection[str] = ()) -> None:
         """`known`: texts that a reply may name as a whole; they come back exactly as they were."""
-        self._values: dict[str, str] = {}  # placeholder -> value
-        by_value: dict[str, str] = {}
-        for field, value in personal.items():
-            if value and value not in by_value:
-                by_value[value] = f"[[{field}]]"
-                self._values[f"[[{field}]]"] = value
-        self._exact = by_value
-        self._folded: dict[str, str] = {}
-        for value, placeholder in by_value.items():
-            self._folded.setdefault(value.casefold(), placeholder)
-        self._patterns = [
-            (re.compile(_spellings(value), re.IGNORECASE), by_value[value])
-            for value in sorted(by_value, key=lambda v: (-len(v), v))
-            if len(value) >= SAFE_LENGTH
-        ]
+        self._fields = {field: value for field, value in personal.items() if value}
+        self._use("")
+        untagged = sorted(self.hide(text) for text in known)
+        self._use("." + hashlib.sha256(json.dumps([sorted(self._fields), untagged]).encode()).hexdigest()[:10])
         self._whole: dict[str, str] = {}
         twice = set()
         for text in known:
@@ -50,6 +40,19 @@ class Mask:
                 twice.add(hidden)
         for hidden in twice:
             del self._whole[hidden]
+
+    def _use(self, tag: str) -> None:
+        self._exact: dict[str, str] = {}  # value -> placeholder
+        self._folded: dict[str, str] = {}
+        for field, value in self._fields.items():
+            placeholder = self._exact.setdefault(value, f"[[{field}{tag}]]")
+            self._folded.setdefault(value.casefold(), placeholder)
+        self._values = {placeholder: value for value, placeholder in self._exact.items()}
+        self._patterns = [
+            (re.compile(_spellings(value), re.IGNORECASE), placeholder)
+            for value, placeholder in sorted(self._exact.items(), key=lambda pair: (-len(pair[0]), pair))
+            if len(value) >= SAFE_LENGTH
+        ]
 
     @classmethod
     def of(cls, situation: Situation, personal_fields: Collection[str]) -> Mask:
@@ -71,10 +74,12 @@ class Mask:
         whole = self._exact.get(text) or self._folded.get(text.casefold())
         if whole is not None:
             return whole
-        parts: list[tuple[str, bool]] = [(text, False)]
+        if not self._patterns:
+            return text
+        parts = list(self._taken_apart(text))
         for pattern, placeholder in self._patterns:
             parts = [part for old in parts for part in _replaced(old, pattern, placeholder)]
-        return "".join(part if is_done else _LOOKS_MARKED.sub(r"[ \1[\2]\3 ]", part) for part, is_done in parts)
+        return "".join(part for part, _ in parts)
 
     def hide_field(self, name: str, value: object) -> object:
         """A field's value as it may leave: personal ones whole, whatever their type; texts by `hide`.
@@ -83,30 +88,45 @@ class Mask:
         """
         if value is None:
             return None
-        if f"[[{name}]]" in self._values:
-            return f"[[{name}]]"
+        if name in self._fields:
+            return self._exact[self._fields[name]]
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, list | tuple):
             return [self.hide_field(name, item) for item in value]
         text = _as_text(value)
-        found = self._exact.get(text) if len(text) >= SAFE_LENGTH and not isinstance(value, bool) else None
-        return value if found is None else found
+        if isinstance(value, bool) or len(text) < SAFE_LENGTH:
+            return value
+        return self._exact.get(text, value)
 
+    @overload
+    def restore(self, value: str) -> str: ...
+    @overload
+    def restore(self, value: object) -> object: ...
     def restore(self, value: object) -> object:
         """What came back, with the values in their places: in every text of lists and objects, not in keys.
 
-        One pass: a value that itself looks like a placeholder is left as it is.
+        One pass: what a value itself holds is left as it is.
         """
         if isinstance(value, str):
             if (whole := self._whole.get(value)) is not None:
                 return whole
-            return _MARKED.sub(lambda found: self._values.get(found[0], found[0]), value)
+            return _PLACEHOLDER.sub(lambda found: self._values.get(found[0], found[0]), value)
         if isinstance(value, Mapping):
             return {key: self.restore(inner) for key, inner in value.items()}
         if isinstance(value, Sequence):
             return [self.restore(inner) for inner in value]
         return value
+
+    def _taken_apart(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The text's parts, and whether each is one of this mask's placeholders."""
+        end = 0
+        for found in _PLACEHOLDER.finditer(text):
+            if found[0] in self._values:
+                yield text[end : found.start()], False
+                yield found[0], True
+                end = found.end()
+        yield text[end:], False
 
 
 def _as_text(value: object) -> str:
@@ -146,5 +166,3 @@ def _replaced(part: tuple[str, bool], pattern: re.Pattern[str], placeholder: str
         end = found.end()
     if end < len(text):
         yield text[end:], False
-
-

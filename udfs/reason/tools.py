@@ -6,9 +6,11 @@ import asyncio
 import json
 import re
 import sqlite3
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +26,7 @@ _HOLE = re.compile(r"\{([a-z][a-z0-9_\-]*)\}")
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _FUNCTIONS_REFUSED = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "randomblob", "zeroblob"}
 _OPCODES_A_CHECK = 1000
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "flyball"}
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,35 @@ def _arguments(tool: HttpTool | SqlTool, arguments: str) -> dict[str, str]:
     return found
 
 
-def http_client() -> httpx.AsyncClient:
-    """A client for look-ups: no redirects, no proxies or passwords from the environment, nothing compressed."""
-    return httpx.AsyncClient(
-        follow_redirects=False, trust_env=False, headers={"Accept-Encoding": "identity", "User-Agent": "flyball"}
-    )
+async def look_up(agent: LlmAgent, name: str, arguments: str, *, home: str) -> str:
+    """What the look-up found, for the model; where it was refused or failed, `{"refused": code, "message": ...}`.
+
+    `home` is the folder of the instance, below which databases are.
+    """
+    try:
+        request = prepare(find_tool(agent, name), arguments)
+        return await (run_http(request) if isinstance(request, HttpRequest) else run_sql(request, Path(home)))
+    except ToolRefused as refused:
+        return json.dumps({"refused": refused.code, "message": str(refused)})
 
 
-async def run_http(request: HttpRequest, client: httpx.AsyncClient) -> str:
-    """The body of the answer, cut at `max_bytes`. Raises ToolFailed; its message holds no argument."""
+@cache
+def _trusted() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+async def run_http(request: HttpRequest) -> str:
+    """The body of the answer, cut at `max_bytes`. Raises ToolRefused; its message holds no argument.
+
+    No redirects, no proxies or passwords from the environment, nothing compressed.
+    """
     tool = request.tool
     try:
-        async with asyncio.timeout(tool.timeout_s), client.stream("GET", request.url, timeout=tool.timeout_s) as answer:
+        async with (
+            asyncio.timeout(tool.timeout_s),
+            httpx.AsyncClient(follow_redirects=False, trust_env=False, verify=_trusted(), headers=_HEADERS) as client,
+            client.stream("GET", request.url, timeout=tool.timeout_s) as answer,
+        ):
             if answer.status_code != 200:
                 raise ToolRefused("tool_failed", f"tool {tool.name!r}: expected HTTP 200, came {answer.status_code}")
             body = bytearray()
