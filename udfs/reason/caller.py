@@ -47,13 +47,14 @@ Back = Settled | GaveUp | BaseException
 def client() -> openai.AsyncOpenAI:
     """The client of the server at OPENAI_BASE_URL, with the key of OPENAI_API_KEY; both from the environment only.
 
-    Retries are ours (udfs/reason/converse.py). A server of one's own may need no key.
+    Retries are ours (udfs/reason/converse.py). A server of one's own may need no key. Over aiohttp: the other
+    transport looks at every open connection for each request, which at 500 in flight is most of its work.
     """
     return openai.AsyncOpenAI(
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         base_url=os.environ.get("OPENAI_BASE_URL") or None,
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
+        http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
     )
 
 
