@@ -142,6 +142,7 @@ class RestartService(ActionParameters):
     """Restart so many instances of a node."""
 
     action: ClassVar[str] = "restart_service"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -151,6 +152,7 @@ class RollBack(ActionParameters):
     """Take a deploy back."""
 
     action: ClassVar[str] = "roll_back"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     deploy_id: Identifier
@@ -160,6 +162,7 @@ class ScaleOut(ActionParameters):
     """Add instances to a node."""
 
     action: ClassVar[str] = "scale_out"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -169,6 +172,7 @@ class ShiftTraffic(ActionParameters):
     """Send a node's traffic elsewhere."""
 
     action: ClassVar[str] = "shift_traffic"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -177,6 +181,7 @@ class OpenCircuit(ActionParameters):
     """Let a node's callers do without it for a while."""
 
     action: ClassVar[str] = "open_circuit"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -185,6 +190,7 @@ class PagePerson(ActionParameters):
     """Wake somebody: the loop found no remedy."""
 
     action: ClassVar[str] = "page_person"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     reason: str = Field(max_length=500)
@@ -194,6 +200,7 @@ class CloseIncident(ActionParameters):
     """The symptom went after a remedy."""
 
     action: ClassVar[str] = "close_incident"
+    resource: ClassVar[str | None] = "incident_id"
 
     incident_id: str = Field(max_length=256)
 
