@@ -32,7 +32,7 @@ from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
 from contracts.late_fact import LateFact
-from jobs.environment import register_step, submit, table_environment
+from jobs.environment import EPOCH_MS, register_step, submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
 from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type
@@ -127,7 +127,7 @@ def _register_facts(
         # Without the inner SELECT, the source's event time would be computed once more for each record.
         " FROM (SELECT record_key, record_value, `topic`, `partition`, `offset`, appended_at FROM raw_facts),"
         " LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
-        f" `offset`, {_EPOCH_MS})) AS T({names})"
+        f" `offset`, {EPOCH_MS})) AS T({names})"
     )
     register_step(t_env, "typed_facts", validated)
     kept = [f"`{name}`" for name in typed if name not in ("dead_key", "dead_letter", "fact_hash")]
@@ -144,12 +144,6 @@ def _register_facts(
         t_env.execute_sql(
             f"CREATE TEMPORARY VIEW {short_name(kind)} AS SELECT {listed} FROM facts WHERE fact_type = '{kind}'"
         )
-
-
-_EPOCH_MS = (
-    "CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', CAST(appended_at AS TIMESTAMP(3))) AS BIGINT)"
-    " * 1000"
-)
 
 
 def _instant(event_ms: str) -> str:

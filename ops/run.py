@@ -73,7 +73,7 @@ def bring_up(
             kafka.create_topics(bootstrap, domain)
             shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
             instance.wait_ready(home)
-        with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
+        with console.status(f"submitting {', '.join(flink_jobs.jobs_of(domain))}"):
             submission.go()
             instance.want_actuator(home, domain, seed)
             instance.want_sealer(home, domain)
@@ -235,7 +235,7 @@ def _wait_until_quiet(
 ) -> None:  # fmt: skip
     """Until the input is played, every job has read all there is, and every command has its outcome."""
     bootstrap = str(home.read_state()["bootstrap_servers"])
-    lags = kafka.LagReader(bootstrap, domain)
+    lags = kafka.LagReader(bootstrap, domain, flink_jobs.jobs_of(domain))
     calm = 0
     quiet_since = time.monotonic()
     last_change = -1.0
@@ -260,7 +260,11 @@ def _wait_until_quiet(
                     quiet_since = time.monotonic()
                     calm = 0
                     continue
-                is_calm = not watch.seen.open_commands and not any(lags.lags().values())
+                is_calm = (
+                    not watch.seen.open_commands
+                    and not any(lags.lags().values())
+                    and not flink_jobs.open_calls(home, domain)
+                )
                 calm = calm + 1 if is_calm else 0
                 if time.monotonic() - quiet_since > QUIET_PATIENCE_S:
                     raise JobFailed(

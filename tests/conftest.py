@@ -154,7 +154,7 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
             cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )
-        for job in flink_jobs.JOBS
+        for job in flink_jobs.jobs_of(domain)
     }  # fmt: skip
     for job, client in clients.items():
         said, _ = client.communicate(timeout=400)
