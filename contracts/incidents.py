@@ -14,11 +14,11 @@ from contracts.data import PERSONAL, ActionParameters, FactData, Identifier, Sit
 
 Node = Annotated[Identifier, Field(description="a service, or what it calls, as the source names it")]
 # A metric is a name of its own and a statistic of it: latency Average, requests Sum, availability Average.
-Metric = Annotated[str, Field(min_length=1, max_length=100)]
+Metric = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class MetricMeasured(FactData):
-    """One sample of one series. The event's time is when the sample's period began."""
+    """One series in one sample. The event's time is when the sample's period began: the same for all its series."""
 
     event_type: ClassVar[str] = "incident.metric_measured"
 
@@ -26,6 +26,15 @@ class MetricMeasured(FactData):
     metric: Metric
     statistic: Metric
     value: float
+
+
+class SampleClosed(FactData):
+    """Every series of the sample that came last has come: judge it now.
+
+    Without it a sample is judged when the first fact of the next one comes.
+    """
+
+    event_type: ClassVar[str] = "incident.sample_closed"
 
 
 class CallObserved(FactData):
@@ -67,7 +76,7 @@ class FreezeDeclared(FactData):
     freeze_until_ms: int = Field(ge=0, le=4_102_444_800_000)
 
 
-FACTS = (MetricMeasured, CallObserved, Deployed, AlertRaised, FreezeDeclared)
+FACTS = (MetricMeasured, SampleClosed, CallObserved, Deployed, AlertRaised, FreezeDeclared)
 
 
 class IncidentSituation(SituationData):
@@ -103,7 +112,7 @@ class SymptomFound(IncidentSituation):
 
 
 class MetricAbsent(IncidentSituation):
-    """A series that used to come did not. Lane: event time (absence)."""
+    """A node that used to tell its metrics told none for fifteen minutes. Lane: event time (absence)."""
 
     event_type: ClassVar[str] = "incidents.metric_absent"
 
