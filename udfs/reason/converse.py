@@ -28,7 +28,7 @@ from udfs.reason.masking import Mask
 from udfs.reason.prompt import ask_again, messages, quoted
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.reply import Reply, read_reply, response_format
-from udfs.reason.tools import HttpRequest, find_tool, http_client, prepare, run_http, run_sql, tool_schemas
+from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
 
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
@@ -191,8 +191,7 @@ async def _found(question: Question, name: str, arguments: str) -> str:
         request = prepare(find_tool(question.agent, name), arguments)
         if not isinstance(request, HttpRequest):
             return await run_sql(request, Path(question.home))
-        async with http_client() as http:
-            return await run_http(request, http)
+        return await run_http(request)
     except ToolRefused as refused:
         return f"refused ({refused.code}): {refused}"
 

@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import overload
 from urllib.parse import quote
 
@@ -49,7 +50,7 @@ class Mask:
             self._folded.setdefault(value.casefold(), placeholder)
         self._values = {placeholder: value for value, placeholder in self._exact.items()}
         self._patterns = [
-            (re.compile(_spellings(value), re.IGNORECASE), placeholder)
+            (_pattern(value), placeholder)
             for value, placeholder in sorted(self._exact.items(), key=lambda pair: (-len(pair[0]), pair))
             if len(value) >= SAFE_LENGTH
         ]
@@ -133,8 +134,9 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _spellings(value: str) -> str:
-    """A pattern of the ways a value is written inside other text: Unicode forms, JSON, URL; any white space."""
+@lru_cache(maxsize=1024)
+def _pattern(value: str) -> re.Pattern[str]:
+    """Finds the ways a value is written inside other text: Unicode forms, JSON, URL; any white space."""
 
     def written() -> Iterator[str]:
         for form in ("NFC", "NFD", "NFKC"):
@@ -150,7 +152,8 @@ def _spellings(value: str) -> str:
 
     found = {value, *(text for text in written() if len(text) >= SAFE_LENGTH)}
     longest_first = sorted(found, key=lambda text: (-len(text), text))
-    return "|".join(re.sub(r"(?:\\?\s)+", r"\\s+", re.escape(text)) for text in longest_first)
+    spaced = (re.sub(r"(?:\\?\s)+", r"\\s+", re.escape(text)) for text in longest_first)
+    return re.compile("|".join(spaced), re.IGNORECASE)
 
 
 def _replaced(part: tuple[str, bool], pattern: re.Pattern[str], placeholder: str) -> Iterator[tuple[str, bool]]:

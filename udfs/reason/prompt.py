@@ -7,18 +7,20 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from contracts.data import ActionParameters
 from contracts.domain import DomainContract
 from contracts.errors import ReplyRefused, SetupFailed
 from contracts.prompt import Prompt
 from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.masking import Mask
-from udfs.reason.reply import ABSTAIN, action_schema, reply_schema
+from udfs.reason.reply import ABSTAIN, action_schema, schema_of
 
 FRONT = ("prompt_id", "version", "model", "schema")
 BEGIN, END = "<situation>", "</situation>"
@@ -96,18 +98,25 @@ def messages(
     The system message is the author's and ours; nothing of the data stands in it. The user message is
     the masked situation, with what `lookups` (tool, answer) found, as one JSON object.
     """
-    declared = {name: action_schema(contract.actions[name]) for name in agent.actions}
-    told = [
-        prompt.text, RULES,
-        f"Agent: {agent.agent}",
-        f"Declared actions and their parameters: {canonical(declared)}",
-        f"Reply schema: {canonical(reply_schema(agent, contract))}",
-    ]  # fmt: skip
+    actions = tuple(contract.actions[name] for name in agent.actions)
+    system = _system(prompt.text, agent.agent, actions, agent.is_structured)
     data = facts(situation, contract, lookups)
     return [
-        {"role": "system", "content": "\n\n".join(told)},
+        {"role": "system", "content": system},
         {"role": "user", "content": f"{BEGIN}\n{quoted(data)}\n{END}"},
     ]
+
+
+@lru_cache(maxsize=256)
+def _system(text: str, agent: str, actions: tuple[type[ActionParameters], ...], is_structured: bool) -> str:
+    told = [
+        text, RULES,
+        f"Agent: {agent}",
+        f"Declared actions and their parameters: {canonical({a.action: action_schema(a) for a in actions})}",
+    ]  # fmt: skip
+    if not is_structured:  # else the server is given it
+        told.append(f"Reply schema: {canonical(schema_of(actions))}")
+    return "\n\n".join(told)
 
 
 def facts(situation: Situation, contract: DomainContract, lookups: Sequence[tuple[str, str]]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,21 +54,24 @@ class Reply:
 def reply_schema(
     agent: LlmAgent, contract: DomainContract, situation: Situation | None = None
 ) -> dict[str, Any]:
-    """The JSON schema of an agent's replies, in the subset that strict structured outputs take.
+    """The JSON schema of an agent's replies, in the subset that strict structured outputs take; not to be changed.
 
-    It is the same for every situation, so that a server that compiles a schema does so once; which evidence
+    It is the same for every situation, so that a server that compiles schemas does so once; which evidence
     there is, `read_reply` knows.
     """
-    form = _plain(ReplyForm.model_json_schema())
-    properties = form["properties"]
-    properties["action"]["enum"] = [*agent.actions, ABSTAIN]
+    return schema_of(tuple(contract.actions[name] for name in agent.actions))
+
+
+@lru_cache(maxsize=256)
+def schema_of(actions: tuple[type[ActionParameters], ...]) -> dict[str, Any]:
+    """The schema of a reply that chooses among `actions`, or abstains."""
+    properties = _plain(ReplyForm.model_json_schema())["properties"]
+    properties["action"]["enum"] = [*(action.action for action in actions), ABSTAIN]
     shapes = [
-        _object({SHAPE: {"type": "string", "enum": [name]}, **action_schema(contract.actions[name])["properties"]})
-        for name in agent.actions
+        _object({SHAPE: {"type": "string", "enum": [action.action]}, **action_schema(action)["properties"]})
+        for action in actions
     ]
-    shapes.append(_object({SHAPE: {"type": "string", "enum": [ABSTAIN]}}))
-    properties["parameters"] = {"anyOf": shapes}
-    properties["evidence"] = {**properties["evidence"], "items": {"type": "string"}}
+    properties["parameters"] = {"anyOf": [*shapes, _object({SHAPE: {"type": "string", "enum": [ABSTAIN]}})]}
     return {**_object(properties), "description": "the reply"}
 
 
@@ -77,6 +81,7 @@ def response_format(agent: LlmAgent, contract: DomainContract) -> dict[str, Any]
     return {"type": "json_schema", "json_schema": {"name": agent.agent, "strict": True, "schema": schema}}
 
 
+@lru_cache(maxsize=256)
 def action_schema(action: type[ActionParameters]) -> dict[str, Any]:
     """An action's parameters for a model: every one named, nothing else allowed."""
     return {**_object(_plain(action.model_json_schema())["properties"]), "description": (action.__doc__ or "").strip()}
