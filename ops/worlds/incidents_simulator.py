@@ -1,7 +1,7 @@
 """A seeded world of incidents: what goes wrong when, and how metrics answer to what is done about it.
 
-Two hours are quiet, then come slots of 75 steps (a step is one sampling interval, a minute by default),
-one story each: it begins at step 8 to 12, and what nobody healed ends by itself at step 64.
+Forty steps are quiet (a step is one sampling interval, a minute by default), then come slots of 60, one
+story each: it begins at step 6 to 8, and what nobody healed ends by itself at step 50.
 
 | story | what shows | what heals it |
 |---|---|---|
@@ -11,7 +11,7 @@ one story each: it begins at step 8 to 12, and what nobody healed ends by itself
 | `slow_dependency` | latency of a store or of another's system | `shift_traffic` or `open_circuit` there |
 | `lasting` | latency and errors of a store | nothing the loop can do; a paged person, five steps later |
 | `false_alert` | an alert and nothing else | |
-| `silence` | all series of a node stay away for 15 steps | |
+| `silence` | all series of a node stay away for 25 steps | |
 | `frozen_deploy` | as `slow_deploy`, in a freeze window | `roll_back`, once a person approved it |
 
 A remedy counts from its outcome's event time on, if that says `succeeded`; the wrong one, or the right one
@@ -39,6 +39,7 @@ from contracts.incidents import (
     PagePerson,
     RestartService,
     RollBack,
+    SampleClosed,
     ScaleOut,
     ShiftTraffic,
     TriageIncident,
@@ -61,10 +62,10 @@ Story = Literal[
 ]  # fmt: skip
 START_MS = parse_time_ms("2025-03-03T00:00:00Z")
 INTERVAL_S = 60
-QUIET_STEPS = 120
-SLOT_STEPS = 75
-END_STEP = 64  # of a slot: what nobody healed ends
-SILENT_STEPS = 15
+QUIET_STEPS = 40
+SLOT_STEPS = 60
+END_STEP = 50  # of a slot: what nobody healed ends
+SILENT_STEPS = 25
 DETECT_STEPS = 5
 PERSON_STEPS = 5
 # A deploy begins its story; harmless ones come at any time, but not so shortly before a story.
@@ -234,7 +235,7 @@ class Simulation:
         draw = random.Random(f"{self.seed}|slot|{number}")
         story = self._story(number)
         begins = QUIET_STEPS + number * SLOT_STEPS
-        at = begins + draw.randrange(8, 13)
+        at = begins + draw.randrange(6, 9)
         node = self._place(draw, story)
         how = _HOW[story](self.system, node) if story in _HOW else {}
         fault = Fault(story, number, node, self._ms(at), self._ms(begins + END_STEP), **how)
@@ -290,7 +291,7 @@ class Simulation:
                 yield self._fact(CallObserved.event_type, START_MS - 1000, {"from_node": caller, "to_node": callee})
 
     def _facts(self, step: int, course: _Course | None) -> list[NewFact]:
-        """All facts of one step, in order of event time."""
+        """All facts of one step, in order of event time; the sample is closed after its last series."""
         at_ms = self._ms(step)
         number = self._slot_of(step)
         slot = self.slot(number) if number is not None else None
@@ -313,6 +314,7 @@ class Simulation:
         until_ms = at_ms + self.interval_s * 1000
         # What was told since the step before comes first: a deploy a second before the step begins.
         near = [fact for fact in others if at_ms <= fact.event_ms + 1000 < until_ms]
+        found.append(self._fact(SampleClosed.event_type, at_ms, {}))
         return sorted([*near, *found], key=lambda fact: fact.event_ms)
 
     def _fact(self, kind: str, event_ms: int, data: Mapping[str, Any]) -> NewFact:
