@@ -16,14 +16,15 @@ story each: it begins at step 6 to 8, and what nobody healed ends by itself at s
 
 A remedy counts from its outcome's event time on, if that says `succeeded`; the wrong one, or the right one
 at the wrong place, changes nothing of what is wrong. So the samples follow from seed and decisions alone.
-To give the loop time for both, the world asks for the next remedy DETECT_STEPS after something began
-and after a remedy that did not help; remedies take longer than that (incidents_remedies.py).
+To give the loop time for both, the world waits for the next remedy CHECK_STEPS after something began, and
+after a remedy that did not help; remedies take no longer than that (incidents_remedies.py), so what they
+changed shows in the samples that come behind their outcome in the log.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -66,7 +67,7 @@ QUIET_STEPS = 40
 SLOT_STEPS = 60
 END_STEP = 50  # of a slot: what nobody healed ends
 SILENT_STEPS = 25
-DETECT_STEPS = 5
+CHECK_STEPS = 2
 PERSON_STEPS = 5
 # A deploy begins its story; harmless ones come at any time, but not so shortly before a story.
 QUIET_BEFORE_STEPS = 5
@@ -147,10 +148,17 @@ class Simulation:
         self.seed, self.interval_s, self._count = seed, interval_s, count
         self.system: System = draw_system(seed)
         self._slots: dict[int, Slot] = {}
-        self._deploys = 0
+        self._alone: Iterator[NewFact] | None = None
 
     def __iter__(self) -> Iterator[NewFact]:
+        """Whoever iterates it gets a new, full course of facts with nobody acting."""
         return (fact for fact in self.played(None) if fact is not None)
+
+    def __next__(self) -> NewFact:
+        """The next fact of one course, so that a simulation can stand where an iterator is expected."""
+        if self._alone is None:
+            self._alone = iter(self)
+        return next(self._alone)
 
     def played(self, decision_of: DecisionOf | None) -> Iterator[NewFact | None]:
         """All facts, with what remedies change; `decision_of` is asked as the loop goes on."""
@@ -164,7 +172,7 @@ class Simulation:
             number = self._slot_of(step)
             if number is not None and number not in courses:
                 fault = self.slot(number).fault
-                first = self._step_of(fault.began_ms) + DETECT_STEPS if fault.is_real else None
+                first = self._step_of(fault.began_ms) + CHECK_STEPS if fault.is_real else None
                 courses = {number: _Course(fault.ends_ms, first)}  # the one before is over
             facts = self._facts(step, courses.get(number) if number is not None else None)
             made += len(facts)
@@ -203,7 +211,7 @@ class Simulation:
             self._take(fault, course, decided, step)
         if not found and course.ask_step == step:
             course.asked += 1
-            course.ask_step = step + DETECT_STEPS if course.asked < ASKS else None
+            course.ask_step = step + CHECK_STEPS if course.asked < ASKS else None
         return found
 
     def _take(self, fault: Fault, course: _Course, decided: Decided, step: int) -> None:
@@ -220,7 +228,7 @@ class Simulation:
             if not fault.lost:  # what lacks instances has them back with the outcome
                 course.until_ms = min(course.until_ms, done_ms)
         if course.ask_step is not None:
-            later = max(course.ask_step, self._step_of(done_ms) + DETECT_STEPS, step + 1)
+            later = max(course.ask_step, step + CHECK_STEPS)
             course.ask_step = None if course.is_healed or later >= self._step_of(fault.ends_ms) else later
 
     # ------------------------------------------------------------------------------ what happens
@@ -388,16 +396,6 @@ _HOW: dict[Story, Callable[[System, str], dict[str, Any]]] = {
 
 
 # ---------------------------------------------------------------------------------- the world's part
-
-
-def generate(seed: int, count: int) -> Simulation:
-    """At most `count` facts of a system of its own; the same seed and decisions, the same facts."""
-    return Simulation(seed, count)
-
-
-def played(facts: Iterable[NewFact | None], decision_of: DecisionOf) -> Iterator[NewFact | None]:
-    """A simulation answers to what the loop does; a played file tells its own story."""
-    return facts.played(decision_of) if isinstance(facts, Simulation) else iter(facts)
 
 
 def decision_key(decision: Mapping[str, Any]) -> str | None:
