@@ -98,8 +98,8 @@ class World(Protocol):
     def played(self, facts: Iterable[NewFact | None], decision_of: DecisionOf) -> Iterator[NewFact | None]:
         """The facts of an input in playing order, with what the world answers later put in between."""
 
-    def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
-        """A seeded input for a domain that ships none."""
+    def generate(self, *, seed: int, count: int) -> Iterable[NewFact]:
+        """A seeded input for a domain that ships none; goes to `played` as it is."""
 
     def decision_key(self, decision: Mapping[str, Any]) -> str | None:
         """Which key of `decision_of` a decision answers; None when the world does not wait.

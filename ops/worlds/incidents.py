@@ -42,7 +42,7 @@ class IncidentsWorld:
             return facts.played(decision_of)
         return _closing_samples(facts)
 
-    def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
+    def generate(self, *, seed: int, count: int) -> Iterable[NewFact]:
         return Simulation(seed, count)
 
     def decision_key(self, decision: Mapping[str, Any]) -> str | None:

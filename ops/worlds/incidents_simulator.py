@@ -148,17 +148,10 @@ class Simulation:
         self.seed, self.interval_s, self._count = seed, interval_s, count
         self.system: System = draw_system(seed)
         self._slots: dict[int, Slot] = {}
-        self._alone: Iterator[NewFact] | None = None
 
     def __iter__(self) -> Iterator[NewFact]:
-        """Whoever iterates it gets a new, full course of facts with nobody acting."""
+        """The whole course of facts when nobody acts."""
         return (fact for fact in self.played(None) if fact is not None)
-
-    def __next__(self) -> NewFact:
-        """The next fact of one course, so that a simulation can stand where an iterator is expected."""
-        if self._alone is None:
-            self._alone = iter(self)
-        return next(self._alone)
 
     def played(self, decision_of: DecisionOf | None) -> Iterator[NewFact | None]:
         """All facts, with what remedies change; `decision_of` is asked as the loop goes on."""
