@@ -20,7 +20,7 @@ from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, people, shipped, trace
 from ops.home import Home
-from ops.player import Emitted, Emitter, Item, read_file
+from ops.player import Emitted, Emitter, Item, read_file, with_references
 from ops.watch import Seen, Watch, percentiles
 from ops.world import NewFact, World, load_world
 
@@ -34,6 +34,7 @@ class Asked:
 
     domain: str
     input: Path | None = None
+    graph: Path | None = None
     subject: str | None = None
     rate: float | None = None
     report: Path | None = None
@@ -126,9 +127,10 @@ def items(asked: Asked, settings: Settings, world: World, watch: Watch) -> Itera
     else:
 
         def from_file() -> Iterator[NewFact | None]:
-            for item in read_file(
+            rows = read_file(
                 path, world, subject=asked.subject, max_ahead_ms=settings.max_ahead_s * 1000
-            ):
+            )
+            for item in with_references(rows, asked.graph, world, subject=asked.subject):
                 if isinstance(item, NewFact):
                     yield item
                 else:

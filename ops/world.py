@@ -85,7 +85,8 @@ class DecisionOf(Protocol):
 class World(Protocol):
     """What `ops/worlds/<domain>.py` gives as WORLD.
 
-    A world whose files stand in no order of time says so with `plays_by_time = True`.
+    A world whose files stand in no order of time says so with `plays_by_time = True`. One that takes a second
+    file of reference facts has `reference_row_to_fact(row, subject, event_ms)`, which is like `row_to_fact`.
     """
 
     def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact:
