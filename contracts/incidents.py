@@ -94,6 +94,7 @@ class IncidentSituation(SituationData):
     usual: float | None = Field(description="the series' own recent past")
     deviation: float | None = Field(description="how far off, in robust deviations of its past")
     suspect: str = Field(description="the likeliest cause; empty: nobody stands out")
+    suspect_signs: str = Field(description="its metrics that are far off, the farthest first, by space; empty: none")
     deploy_id: str | None = Field(description="the suspect's last deploy before the symptom; null: none within the window")
     deployed_by: str | None = Field(json_schema_extra=PERSONAL)
     minutes_since_deploy: float | None
