@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def items(asked: Asked, settings: Settings, world: World, watch: Watch) -> Itera
     refused: list[Item] = []
     if path is None:
         count = asked.count or settings.default_count
-        facts: Iterator[NewFact | None] = world.generate(seed=asked.seed, count=count)
+        facts: Iterable[NewFact | None] = world.generate(seed=asked.seed, count=count)
     else:
 
         def from_file() -> Iterator[NewFact | None]:
