@@ -18,6 +18,8 @@ FAR = 4.0
 SHOWS = 2.5
 # What a series of traffic says of its own node: more and fewer calls are mostly somebody else's doing.
 WEAK = 0.25
+# Beyond this, farther off says nothing more: it says how still the series used to be.
+FARTHEST = 50.0
 # A node that no deviating path links with the symptom may still be it: a call that was not observed.
 UNLINKED = 0.2
 
@@ -60,21 +62,28 @@ def find_symptom(deviations: Sequence[Deviation], calls: Calls) -> Deviation | N
     )
 
 
-def rank_suspects(deviations: Sequence[Deviation], calls: Calls, symptom_node: str, *, most: int = 10) -> tuple[str, ...]:
-    """Nodes that may have caused what shows at `symptom_node`, the likeliest first; none that stands out: empty."""
-    callers, callees = _neighbours(calls)
+def rank_suspects(
+    deviations: Sequence[Deviation], calls: Calls, symptom_node: str, *, most: int = 10
+) -> tuple[str, ...]:
+    """Nodes that may have caused what shows at `symptom_node`, the likeliest first; none that stands out: empty.
+
+    Of equally strong ones the one more calls away from the symptom comes first. `calls` may hold circles.
+    """
+    _, callees = _neighbours(calls)
     worst = _worst_by_node(deviations)
     linked = _linked(symptom_node, callees, worst)
-    own = defaultdict(float)
+    own: dict[str, float] = defaultdict(float)
     series = {(d.node, d.metric, d.statistic): d for d in deviations}
     for d in deviations:
         if d.score < SHOWS:
             continue
-        strength = math.log2(1.0 + d.score) * (WEAK if d.is_weak else 1.0)
+        strength = math.log2(1.0 + min(d.score, FARTHEST)) * (WEAK if d.is_weak else 1.0)
         unexplained = 1.0 - _explained(d, callees, series)
         own[d.node] = max(own[d.node], strength * unexplained)
     scores = {node: value * max(linked.get(node, 0.0), UNLINKED) for node, value in own.items() if value > 0.0}
-    return tuple(sorted(scores, key=lambda node: (-scores[node], node))[:most])
+    below = _calls_below(symptom_node, callees)
+    # Rounded, so that what is as strong (at most FARTHEST off, unexplained) is told apart by who is called, not by a hair.
+    return tuple(sorted(scores, key=lambda node: (-round(scores[node], 2), -below.get(node, 0), node))[:most])
 
 
 def _neighbours(calls: Calls) -> tuple[Mapping[str, set[str]], Mapping[str, set[str]]]:
@@ -88,11 +97,10 @@ def _neighbours(calls: Calls) -> tuple[Mapping[str, set[str]], Mapping[str, set[
 
 
 def _worst_by_node(deviations: Sequence[Deviation]) -> Mapping[str, float]:
-    """Traffic aside: a caller that merely calls more shows nothing."""
-    worst: dict[str, float] = defaultdict(float)
+    """Node -> its largest score, 0 at least; traffic aside: a caller that merely calls more shows nothing."""
+    worst: dict[str, float] = {}
     for d in deviations:
-        if not d.is_weak:
-            worst[d.node] = max(worst[d.node], d.score)
+        worst[d.node] = max(worst.get(d.node, 0.0), 0.0 if d.is_weak else d.score)
     return worst
 
 
@@ -101,15 +109,19 @@ def _felt_nodes(
 ) -> Mapping[str, int]:
     """Nodes that a path of deviating nodes joins with one that nobody calls, and how many calls that takes.
 
-    Where every node is called by another, each counts as called by nobody.
+    A node that tells nothing is passed. Where every node is called by another, each counts as called by nobody.
     """
+
+    def shows(node: str) -> bool:
+        return worst.get(node, SHOWS) >= SHOWS
+
     entries = {node for node in nodes | set(callees) if not callers.get(node)} or nodes
     felt: dict[str, int] = {}
-    level, steps = {node for node in entries if worst.get(node, 0.0) >= SHOWS}, 0
+    level, steps = {node for node in entries if shows(node)}, 0
     while level:
         felt |= dict.fromkeys(level, steps)
         called = {callee for node in level for callee in callees.get(node, ())}
-        level = {node for node in called - set(felt) if worst.get(node, 0.0) >= SHOWS}
+        level = {node for node in called - set(felt) if shows(node)}
         steps += 1
     return felt
 
@@ -124,13 +136,26 @@ def _is_symptom(d: Deviation, depth: int, callees: Mapping[str, set[str]], worst
     )
 
 
+def _calls_below(node: str, callees: Mapping[str, set[str]]) -> Mapping[str, int]:
+    """How many calls lead from `node` down to each node it reaches, at least."""
+    below, level, steps = {node: 0}, {node}, 0
+    while level:
+        steps += 1
+        level = {callee for caller in level for callee in callees.get(caller, ())} - set(below)
+        below |= dict.fromkeys(level, steps)
+    return below
+
+
 def _linked(symptom_node: str, callees: Mapping[str, set[str]], worst: Mapping[str, float]) -> Mapping[str, float]:
-    """How well deviating callers link each node with the symptom: the best path's product, 1 at the symptom."""
+    """How well deviating callers link each node with the symptom: the best path's product, 1 at the symptom.
+
+    A caller that tells nothing links as well as one that is FAR off.
+    """
     best = {symptom_node: 1.0}
     waiting = [symptom_node]
     while waiting:
         node = waiting.pop()
-        passed = best[node] * (1.0 if node == symptom_node else min(1.0, worst.get(node, 0.0) / FAR))
+        passed = best[node] * (1.0 if node == symptom_node else min(1.0, worst.get(node, FAR) / FAR))
         for callee in callees.get(node, ()):
             if passed > best.get(callee, 0.0):
                 best[callee] = passed
