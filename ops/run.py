@@ -21,6 +21,7 @@ from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, people, shipped, trace
 from ops.home import Home
 from ops.player import Emitted, Emitter, Item, read_file, with_references
+from ops.ports import choose
 from ops.watch import Seen, Watch, percentiles
 from ops.world import NewFact, World, load_world
 
@@ -67,6 +68,10 @@ def bring_up(
     if not is_started:
         instance.start(home, fresh=is_fresh, while_pid=while_pid)
     resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+    models_port = 0
+    if "reason" in flink_jobs.jobs_of(domain) and not (settings.models_url or os.environ.get("OPENAI_BASE_URL")):
+        models_port = choose({"models": 0})["models"]
+        options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
     submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
@@ -78,11 +83,15 @@ def bring_up(
             submission.go()
             instance.want_actuator(home, domain, seed)
             instance.want_sealer(home, domain)
+            if models_port:
+                instance.want_model_server(home, domain, models_port)
             submission.wait()
             flink_jobs.want(home, domain, options)
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)
+            if models_port:
+                instance.wait_model_server(home, domain)
     except BaseException:
         submission.cancel()
         raise

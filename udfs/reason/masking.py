@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import overload
-from urllib.parse import quote
 
 from udfs.agents.core import Situation
 
@@ -49,11 +48,8 @@ class Mask:
             placeholder = self._exact.setdefault(value, f"[[{field}{tag}]]")
             self._folded.setdefault(value.casefold(), placeholder)
         self._values = {placeholder: value for value, placeholder in self._exact.items()}
-        self._patterns = [
-            (_pattern(value), placeholder)
-            for value, placeholder in sorted(self._exact.items(), key=lambda pair: (-len(pair[0]), pair))
-            if len(value) >= SAFE_LENGTH
-        ]
+        longest_first = sorted(self._exact.items(), key=lambda pair: (-len(pair[0]), pair))
+        self._inside = [pair for pair in longest_first if len(pair[0]) >= SAFE_LENGTH]
 
     @classmethod
     def of(cls, situation: Situation, personal_fields: Collection[str]) -> Mask:
@@ -75,10 +71,11 @@ class Mask:
         whole = self._exact.get(text) or self._folded.get(text.casefold())
         if whole is not None:
             return whole
-        if not self._patterns:
+        if not self._inside:
             return text
         parts = list(self._taken_apart(text))
-        for pattern, placeholder in self._patterns:
+        for value, placeholder in self._inside:
+            pattern = _plain(value) if text.isascii() and not _CODED.search(text) else _pattern(value)
             parts = [part for old in parts for part in _replaced(old, pattern, placeholder)]
         return "".join(part for part, _ in parts)
 
@@ -134,26 +131,54 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+_CODED = re.compile(r"[\\%&+]")
+
+
+@lru_cache(maxsize=4096)
+def _plain(value: str) -> re.Pattern[str]:
+    """`_pattern` for a text of ASCII in which nothing is coded: that one takes long to compile."""
+    folded = unicodedata.normalize("NFKC", value).strip() or value
+    spellings = dict.fromkeys(r"\s+".join(map(re.escape, c.split())) or re.escape(c) for c in (folded, folded.upper()))
+    return re.compile("|".join(spellings), re.IGNORECASE)
+
+
 @lru_cache(maxsize=1024)
 def _pattern(value: str) -> re.Pattern[str]:
-    """Finds the ways a value is written inside other text: Unicode forms, JSON, URL; any white space."""
+    """Finds a value however it is written inside other text.
 
-    def written() -> Iterator[str]:
-        for form in ("NFC", "NFD", "NFKC"):
-            plain = unicodedata.normalize(form, value)
-            for cased in (plain, plain.upper(), plain.lower(), plain.casefold()):
-                yield cased
-                for is_ascii in (True, False):
-                    once = json.dumps(cased, ensure_ascii=is_ascii)[1:-1]
-                    yield once
-                    yield json.dumps(once)[1:-1]
-                yield quote(cased, safe="")
-                yield quote(cased, safe="@:+,").replace("%20", "+")
+    In any case and Unicode form, with any white space, and character by character also as JSON (of JSON), in a
+    URL or in HTML. A value of over 256 characters is found as it stands only.
+    """
+    text = unicodedata.normalize("NFC", value).strip() or value
+    if len(text) > _MAX_SPELT:
+        return re.compile(r"\s+".join(re.escape(word) for word in text.split()), re.IGNORECASE)
+    parts = [_SPACE if piece.isspace() else "".join(map(_character, piece)) for piece in re.split(r"(\s+)", text)]
+    return re.compile("".join(parts), re.IGNORECASE)
 
-    found = {value, *(text for text in written() if len(text) >= SAFE_LENGTH)}
-    longest_first = sorted(found, key=lambda text: (-len(text), text))
-    spaced = (re.sub(r"(?:\\?\s)+", r"\\s+", re.escape(text)) for text in longest_first)
-    return re.compile("|".join(spaced), re.IGNORECASE)
+
+_MAX_SPELT = 256
+_ESCAPE = r"\\{1,8}"  # JSON in JSON in JSON, and bounded: a run of backslashes costs no more than its length
+_PERCENT = "%(?:25){0,2}"
+_SPACE = rf"(?:\s|{_ESCAPE}[nrtfvb]|{_ESCAPE}u(?:00(?:20|a0|09|0[a-d])|202[89])|{_PERCENT}(?:20|09|0a|0d)|\+|&nbsp;|&#(?:32|x20|160|xa0);)+"
+_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
+
+
+@lru_cache(maxsize=4096)
+def _character(character: str) -> str:
+    """A pattern of the ways one character is written."""
+    cased = (character, character.upper(), character.lower(), character.casefold())
+    forms = dict.fromkeys(unicodedata.normalize(form, c) for c in cased for form in ("NFC", "NFD", "NFKC"))
+    return "(?:" + "|".join(dict.fromkeys("".join(map(_code_point, form)) for form in forms)) + ")"
+
+
+def _code_point(c: str) -> str:
+    plain = re.escape(c) if c.isalnum() else rf"\\{{0,8}}{re.escape(c)}"
+    units = c.encode("utf-16-be")
+    as_json = "".join(f"{_ESCAPE}u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    in_url = "".join(f"{_PERCENT}{byte:02x}" for byte in c.encode())
+    in_html = rf"&\#(?:0{{0,5}}{ord(c)}|x0{{0,5}}{ord(c):x});"
+    named = [re.escape(_NAMED[c])] if c in _NAMED else []
+    return f"(?:{'|'.join([plain, as_json, in_url, in_html, *named])})"
 
 
 def _replaced(part: tuple[str, bool], pattern: re.Pattern[str], placeholder: str) -> Iterator[tuple[str, bool]]:
