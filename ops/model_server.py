@@ -357,10 +357,8 @@ def running(behaviour: Behaviour, rules: Sequence[Rule] = (), *, port: int = 0, 
             await server.start(port)
             started.set_result((server, asyncio.get_running_loop(), ended))
             await ended.wait()
-        except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-            raise
+        except SetupFailed as error:
+            started.set_exception(error)
         finally:
             await server.stop()
             if stream is not None:

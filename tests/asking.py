@@ -32,7 +32,7 @@ def agent(**changes: Any) -> LlmAgent:
         "kind": "llm", "agent": "remedy", "version": 1, "situation": KIND, "prompt": "remedy", "model": "small",
         "actions": ("restart_service", "roll_back"), **changes,
     }  # fmt: skip
-    return LlmAgent.model_validate(told)
+    return LlmAgent.model_validate_json(json.dumps(told))
 
 
 def symptom(*, suspects: tuple[str, ...] = ("db", "front"), evidence: tuple[str, ...] = ("f-1", "f-2"), **features: Any) -> Situation:
