@@ -206,7 +206,7 @@ class ModelServer:
         text = made.text
         if fault == "malformed" and made.tool is None:
             self._counts["malformed"] += 1
-            text = _spoilt(text, dice.throw("spoil"))
+            text = spoilt(text, dice.throw("spoil"))
         return await self._completion(request, body, made, text, digest, attempt, told)
 
     def _failed(
@@ -290,7 +290,7 @@ def _fault(behaviour: Behaviour, thrown: float) -> str:
     return ""
 
 
-def _spoilt(text: str, thrown: float) -> str:
+def spoilt(text: str, thrown: float) -> str:
     """One of the ways in which replies go wrong."""
     try:
         reply = orjson.loads(text)
