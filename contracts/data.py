@@ -44,8 +44,13 @@ class SituationData(Data):
 
 
 class ActionParameters(Data):
-    """The parameters of one action a domain knows. `is_commanded` is False for "let it be"."""
+    """The parameters of one action a domain knows. `is_commanded` is False for "let it be".
+
+    `resource` names the parameter that says what is acted on, where a subject has several such things: the
+    loop guard then tells the same action on another of them apart.
+    """
 
     event_type: ClassVar[str] = "flyball.action"
     action: ClassVar[str]
     is_commanded: ClassVar[bool] = True
+    resource: ClassVar[str | None] = None

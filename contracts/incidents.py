@@ -14,11 +14,11 @@ from contracts.data import PERSONAL, ActionParameters, FactData, Identifier, Sit
 
 Node = Annotated[Identifier, Field(description="a service, or what it calls, as the source names it")]
 # A metric is a name of its own and a statistic of it: latency Average, requests Sum, availability Average.
-Metric = Annotated[str, Field(min_length=1, max_length=100)]
+Metric = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class MetricMeasured(FactData):
-    """One sample of one series. The event's time is when the sample's period began."""
+    """One series in one sample. The event's time is when the sample's period began: the same for all its series."""
 
     event_type: ClassVar[str] = "incident.metric_measured"
 
@@ -26,6 +26,15 @@ class MetricMeasured(FactData):
     metric: Metric
     statistic: Metric
     value: float
+
+
+class SampleClosed(FactData):
+    """Every series of the sample that came last has come: judge it now.
+
+    Without it a sample is judged when the first fact of the next one comes.
+    """
+
+    event_type: ClassVar[str] = "incident.sample_closed"
 
 
 class CallObserved(FactData):
@@ -67,7 +76,7 @@ class FreezeDeclared(FactData):
     freeze_until_ms: int = Field(ge=0, le=4_102_444_800_000)
 
 
-FACTS = (MetricMeasured, CallObserved, Deployed, AlertRaised, FreezeDeclared)
+FACTS = (MetricMeasured, SampleClosed, CallObserved, Deployed, AlertRaised, FreezeDeclared)
 
 
 class IncidentSituation(SituationData):
@@ -85,6 +94,7 @@ class IncidentSituation(SituationData):
     usual: float | None = Field(description="the series' own recent past")
     deviation: float | None = Field(description="how far off, in robust deviations of its past")
     suspect: str = Field(description="the likeliest cause; empty: nobody stands out")
+    suspect_signs: str = Field(description="its metrics that are far off, the farthest first, by space; empty: none")
     deploy_id: str | None = Field(description="the suspect's last deploy before the symptom; null: none within the window")
     deployed_by: str | None = Field(json_schema_extra=PERSONAL)
     minutes_since_deploy: float | None
@@ -103,7 +113,7 @@ class SymptomFound(IncidentSituation):
 
 
 class MetricAbsent(IncidentSituation):
-    """A series that used to come did not. Lane: event time (absence)."""
+    """A node that used to tell its metrics told none for fifteen minutes. Lane: event time (absence)."""
 
     event_type: ClassVar[str] = "incidents.metric_absent"
 
@@ -142,6 +152,7 @@ class RestartService(ActionParameters):
     """Restart so many instances of a node."""
 
     action: ClassVar[str] = "restart_service"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -151,6 +162,7 @@ class RollBack(ActionParameters):
     """Take a deploy back."""
 
     action: ClassVar[str] = "roll_back"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     deploy_id: Identifier
@@ -160,6 +172,7 @@ class ScaleOut(ActionParameters):
     """Add instances to a node."""
 
     action: ClassVar[str] = "scale_out"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -169,6 +182,7 @@ class ShiftTraffic(ActionParameters):
     """Send a node's traffic elsewhere."""
 
     action: ClassVar[str] = "shift_traffic"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -177,6 +191,7 @@ class OpenCircuit(ActionParameters):
     """Let a node's callers do without it for a while."""
 
     action: ClassVar[str] = "open_circuit"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -185,6 +200,7 @@ class PagePerson(ActionParameters):
     """Wake somebody: the loop found no remedy."""
 
     action: ClassVar[str] = "page_person"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     reason: str = Field(max_length=500)
@@ -194,6 +210,7 @@ class CloseIncident(ActionParameters):
     """The symptom went after a remedy."""
 
     action: ClassVar[str] = "close_incident"
+    resource: ClassVar[str | None] = "incident_id"
 
     incident_id: str = Field(max_length=256)
 

@@ -35,7 +35,7 @@ from contracts.late_fact import LateFact
 from jobs.environment import EPOCH_MS, register_step, submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
-from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type
+from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type, scalar_functions
 
 NAME = "context"
 NEEDS_BROKER = False
@@ -98,6 +98,8 @@ def build(
     for ddl in (*sources.values(), *sinks.values()):
         t_env.execute_sql(ddl)
     _register_facts(t_env, settings, contract)
+    for name, function in scalar_functions().items():
+        t_env.create_temporary_function(name, function)
     for name, query in domain_views(settings.sql_dir).items():
         register_step(t_env, name, query)
 

@@ -70,8 +70,9 @@ def build(
     )
     control = records(t_env, "control_source").broadcast(CONTROL_STATE)
     operator = Reason(
-        settings.domain, agents, settings.bootstrap_servers, ready_at, settings.reason_in_flight // settings.parallelism
-    )
+        settings.domain, agents, settings.bootstrap_servers, ready_at, settings.reason_in_flight // settings.parallelism,
+        settings.models_url,
+    )  # fmt: skip
     proposals = (
         routed.key_by(lambda record: record[0])
         .connect(control)

@@ -44,6 +44,7 @@ err = Console(stderr=True)
 Domain = Annotated[str, typer.Argument(help="machines, payments, ...: see conf/")]
 Since = Annotated[str | None, typer.Option("--from", help="event time (RFC 3339), included")]
 Until = Annotated[str | None, typer.Option("--to", help="event time (RFC 3339), not included")]
+Graph = Annotated[Path | None, typer.Option(help="CSV of reference facts, played before the input (incidents: who calls whom)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -128,6 +129,7 @@ def _rate(text: str | None) -> float | None:
 def run(
     domain: Domain,
     input: Annotated[Path | None, typer.Option(help="CSV, bare JSONL or CloudEvents JSONL")] = None,
+    graph: Graph = None,
     subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
     rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
     report: Annotated[Path | None, typer.Option(help="write the report here, decisions.jsonl and commands.jsonl beside it")] = None,
@@ -144,8 +146,10 @@ def run(
     settings = load_settings(domain)
     if input is not None and not input.is_file():
         raise SetupFailed(f"--input: expected a file, came {str(input)!r}")
+    if graph is not None and (input is None or not graph.is_file()):
+        raise SetupFailed(f"--graph: expected a file, and --input with it; came {str(graph)!r}")
     asked = runner.Asked(
-        domain=domain, input=input, subject=subject,
+        domain=domain, input=input, graph=graph, subject=subject,
         rate=settings.default_rate if rate is None else _rate(rate), report=report, is_kept=keep,
         is_resumed=resume, seed=seed, count=count,
     )  # fmt: skip
@@ -196,6 +200,7 @@ def status(as_json: AsJson = False) -> None:
 def emit(
     domain: Domain,
     file: Annotated[str, typer.Argument(help="CSV, bare JSONL or CloudEvents JSONL; - reads standard input")],
+    graph: Graph = None,
     subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
     rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
     tick: Annotated[bool, typer.Option("--tick", help="end with a tick on every partition, closing windows")] = False,
@@ -207,7 +212,7 @@ def emit(
     from contracts.domain import load_domain
     from jobs.settings import load_settings
     from ops import kafka
-    from ops.player import Emitter, read_file
+    from ops.player import Emitter, read_file, with_references
     from ops.run import closing_tick_ms
     from ops.world import load_world
 
@@ -216,6 +221,7 @@ def emit(
     writer = kafka.producer(_bootstrap())
     emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin")
     items = read_file(path, world, subject=subject, max_ahead_ms=settings.max_ahead_s * 1000)
+    items = with_references(items, graph, world, subject=subject)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
         task = bar.add_task("publishing")
         done = emitter.emit(

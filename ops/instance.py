@@ -191,6 +191,11 @@ def want_sealer(home: Home, domain: str) -> None:
     _want(home, "sealer", domain, [])
 
 
+def want_model_server(home: Home, domain: str, port: int) -> None:
+    """Ask the supervisor for a scripted model server, for a domain whose agents need one and have no other."""
+    _want(home, "model_server", domain, ["--port", str(port)])
+
+
 def _want(home: Home, kind: str, domain: str, arguments: list[str]) -> None:
     folder = home.run / f"{kind}s"
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +211,10 @@ def wait_actuator(home: Home, domain: str) -> None:
 
 def wait_sealer(home: Home, domain: str) -> None:
     _wait_for(home, "sealer", domain)
+
+
+def wait_model_server(home: Home, domain: str) -> None:
+    _wait_for(home, "model_server", domain)
 
 
 def _wait_for(home: Home, kind: str, domain: str) -> None:

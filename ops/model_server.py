@@ -10,8 +10,10 @@ It listens on this machine only and asks for no key.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
+import os
 import signal
 import threading
 import time
@@ -25,9 +27,13 @@ from typing import Any, BinaryIO, Final
 import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from contracts.errors import SetupFailed
-from ops.model_rules import Answer, Rule, answer, content_text, read_request
+from jobs.settings import load_settings
+from ops.home import Home
+from ops.model_rules import Answer, Rule, answer, content_text, load_rules, read_request
 
 HOST: Final = "127.0.0.1"
 MAX_BODY: Final = 4 * 1024 * 1024
@@ -372,3 +378,29 @@ def running(behaviour: Behaviour, rules: Sequence[Rule] = (), *, port: int = 0, 
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join(timeout=30)
+
+
+def main() -> None:
+    """The embedded instance's own server for a domain (ops/supervisor.py).
+
+    It has the domain's script (conf/<domain>/model_rules.yaml) and behaves as FLYBALL_MODEL_SERVER says:
+    a YAML mapping of Behaviour's fields, for instance `{error_rate: 0.5}`.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("domain")
+    parser.add_argument("--port", type=int, required=True)
+    asked = parser.parse_args()
+    home = Home.default()
+    try:
+        told = YAML(typ="safe").load(os.environ.get("FLYBALL_MODEL_SERVER", "{}"))
+        behaviour = Behaviour.model_validate(told or {})
+    except (YAMLError, ValidationError) as error:
+        raise SystemExit(f"FLYBALL_MODEL_SERVER: expected a YAML mapping of {', '.join(Behaviour.model_fields)}: {error}") from None
+    script = load_settings(asked.domain).conf_dir / "model_rules.yaml"
+    rules = load_rules([script] if script.exists() else [])
+    ready = home.run / "model_servers" / f"{asked.domain}.ready"
+    serve(behaviour, rules, port=asked.port, log=None, ready=lambda _: ready.touch())
+
+
+if __name__ == "__main__":
+    main()

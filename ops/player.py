@@ -6,10 +6,10 @@ import csv
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import orjson
 from kafka import KafkaProducer
@@ -46,6 +46,12 @@ class RawEvent:
     value: bytes
 
 
+class RowReader(Protocol):
+    """What a CSV row means: a World, or a part of it."""
+
+    def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact: ...
+
+
 Item = NewFact | RefusedLine | RawEvent
 Line = tuple[int, bytes, Item]  # a line's number, its bytes and what was read from it
 
@@ -79,6 +85,47 @@ def read_file(
             yield from _refuse_leaps(found, max_ahead_ms)
 
 
+def with_references(
+    items: Iterator[Item], path: Path | None, world: World, *, subject: str | None
+) -> Iterator[Item]:
+    """The items behind the reference facts of the CSV file `path`, which get the first fact's subject and time.
+
+    Its rows that are no facts come out as RefusedLine, in place. None: the items alone. Raises SetupFailed when
+    the file cannot be read or the world knows no reference facts.
+    """
+    if path is None:
+        yield from items
+        return
+    read_row = getattr(world, "reference_row_to_fact", None)
+    if read_row is None:
+        raise SetupFailed("expected a domain whose world reads reference facts; this one has none")
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise SetupFailed(f"cannot read {str(path)!r}: {error.strerror}") from None
+    before: list[Item] = []
+    for item in items:
+        before.append(item)
+        if isinstance(item, NewFact):
+            reader = _References(read_row, item.event_ms)
+            name = subject or item.subject
+            yield from (found for _, _, found in _read_csv(lines[0] if lines else b"", iter(lines[1:]), reader, name))
+            break
+    yield from before
+    yield from items
+
+
+@dataclass(frozen=True)
+class _References:
+    """Reads the rows of a second file; `event_ms` is when they begin to hold."""
+
+    read_row: Callable[[Mapping[str, str], str | None, int], NewFact]
+    event_ms: int
+
+    def row_to_fact(self, row: Mapping[str, str], subject: str | None) -> NewFact:
+        return self.read_row(row, subject, self.event_ms)
+
+
 def _by_time(lines: Iterator[Line]) -> Iterator[Item]:
     """What is no fact at once, in place; then the facts by event time."""
     facts: list[NewFact] = []
@@ -96,7 +143,7 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _read_csv(
-    header: bytes, lines: Iterator[bytes], world: World, subject: str | None
+    header: bytes, lines: Iterator[bytes], world: RowReader, subject: str | None
 ) -> Iterator[Line]:
     try:
         columns = next(csv.reader([header.decode("utf-8-sig")]), [])
@@ -114,7 +161,7 @@ def _read_csv(
 
 
 def _csv_item(
-    number: int, raw: bytes, columns: list[str], world: World, subject: str | None
+    number: int, raw: bytes, columns: list[str], world: RowReader, subject: str | None
 ) -> Item:
     try:
         values = next(csv.reader([raw.decode("utf-8").rstrip("\r\n")]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, people, shipped, trace
 from ops.home import Home
-from ops.player import Emitted, Emitter, Item, read_file
+from ops.player import Emitted, Emitter, Item, read_file, with_references
+from ops.ports import choose
 from ops.watch import Seen, Watch, percentiles
 from ops.world import NewFact, World, load_world
 
@@ -34,6 +35,7 @@ class Asked:
 
     domain: str
     input: Path | None = None
+    graph: Path | None = None
     subject: str | None = None
     rate: float | None = None
     report: Path | None = None
@@ -66,6 +68,10 @@ def bring_up(
     if not is_started:
         instance.start(home, fresh=is_fresh, while_pid=while_pid)
     resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+    models_port = 0
+    if "reason" in flink_jobs.jobs_of(domain) and not (settings.models_url or os.environ.get("OPENAI_BASE_URL")):
+        models_port = choose({"models": 0})["models"]
+        options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
     submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
@@ -77,11 +83,15 @@ def bring_up(
             submission.go()
             instance.want_actuator(home, domain, seed)
             instance.want_sealer(home, domain)
+            if models_port:
+                instance.want_model_server(home, domain, models_port)
             submission.wait()
             flink_jobs.want(home, domain, options)
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)
+            if models_port:
+                instance.wait_model_server(home, domain)
     except BaseException:
         submission.cancel()
         raise
@@ -122,13 +132,14 @@ def items(asked: Asked, settings: Settings, world: World, watch: Watch) -> Itera
     refused: list[Item] = []
     if path is None:
         count = asked.count or settings.default_count
-        facts: Iterator[NewFact | None] = world.generate(seed=asked.seed, count=count)
+        facts: Iterable[NewFact | None] = world.generate(seed=asked.seed, count=count)
     else:
 
         def from_file() -> Iterator[NewFact | None]:
-            for item in read_file(
+            rows = read_file(
                 path, world, subject=asked.subject, max_ahead_ms=settings.max_ahead_s * 1000
-            ):
+            )
+            for item in with_references(rows, asked.graph, world, subject=asked.subject):
                 if isinstance(item, NewFact):
                     yield item
                 else:

@@ -7,10 +7,11 @@ from typing import Any
 
 from pyflink.table import DataTypes
 from pyflink.table.types import DataType
-from pyflink.table.udf import FunctionContext, TableFunction
+from pyflink.table.udf import FunctionContext, TableFunction, udf
 
 from contracts.domain import load_domain
 from contracts.errors import BadInput
+from udfs import samples
 from udfs.serde import FactReader, dead_letter
 
 _FLINK_TYPES = {
@@ -85,6 +86,14 @@ class ReadFact(TableFunction):
             fact.hops, fact.traceparent,
             *[None if name is None else data[name] for name in self._fields[fact.type]],
         )  # fmt: skip
+
+
+def scalar_functions() -> dict[str, Any]:
+    """Name -> function from columns to a text, for the SQL of any domain; what they promise is where they are."""
+    found = (
+        samples.symptom_in, samples.suspects_in, samples.evidence_in, samples.signs_in, samples.worst_of, samples.last_deploy,
+    )  # fmt: skip
+    return {function.__name__: udf(function, result_type=DataTypes.STRING()) for function in found}
 
 
 def flink_row_type(columns: dict[str, str]) -> list[DataType]:

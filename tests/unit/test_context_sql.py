@@ -48,7 +48,7 @@ def test_a_statement_that_makes_no_view_is_refused_with_its_file(tmp_path: Path)
         domain_views(tmp_path)
 
 
-@pytest.mark.parametrize("domain", ["loans", "machines", "payments"])
+@pytest.mark.parametrize("domain", ["incidents", "loans", "machines", "payments"])
 def test_every_situation_of_a_domain_has_a_view_of_its_name(domain: str) -> None:
     views = domain_views(ROOT / "sql" / domain)
     assert {kind.split(".", 1)[1] for kind in load_domain(domain).situations} <= set(views)

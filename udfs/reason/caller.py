@@ -44,23 +44,25 @@ class GaveUp:
 Back = Settled | GaveUp | BaseException
 
 
-def client() -> openai.AsyncOpenAI:
-    """The client of the server at OPENAI_BASE_URL, with the key of OPENAI_API_KEY; both from the environment only.
+def client(base_url: str = "") -> openai.AsyncOpenAI:
+    """The client of the server at `base_url`, or OPENAI_BASE_URL; its key from the environment only, OPENAI_API_KEY.
 
-    Retries are ours (udfs/reason/converse.py). A server of one's own may need no key.
+    Retries are ours (udfs/reason/converse.py). A server of one's own may need no key. Over aiohttp: the other
+    transport looks at every open connection for each request, which at 500 in flight is most of its work.
     """
     return openai.AsyncOpenAI(
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        base_url=os.environ.get("OPENAI_BASE_URL") or None,
+        base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
+        http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
     )
 
 
 class Caller:
     """Runs conversations and records conclusions. Ends with `close`, which cancels what is in flight."""
 
-    def __init__(self, contract: DomainContract, exchanges: Exchanges) -> None:
+    def __init__(self, contract: DomainContract, exchanges: Exchanges, models_url: str) -> None:
+        self._models_url = models_url
         self._contract = contract
         self._exchanges = exchanges
         self._back: dict[str, queue.SimpleQueue[Back]] = {}
@@ -77,7 +79,7 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        async with client() as self._client:
+        async with client(self._models_url) as self._client:
             self._is_up.set()
             await self._stop.wait()
             for task in self._tasks:

@@ -88,13 +88,15 @@ class Reason(KeyedBroadcastProcessFunction):
     """
 
     def __init__(
-        self, domain: str, agents_file: str, bootstrap_servers: str, ready_at: dict[str, int], largest_in_flight: int
-    ) -> None:
+        self, domain: str, agents_file: str, bootstrap_servers: str, ready_at: dict[str, int], largest_in_flight: int,
+        models_url: str,
+    ) -> None:  # fmt: skip
         self._domain = domain
         self._agents_file = agents_file
         self._bootstrap = bootstrap_servers
         self._ready_at = ready_at
         self._room = largest_in_flight
+        self._models_url = models_url
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._contract = load_domain(self._domain)
@@ -113,7 +115,7 @@ class Reason(KeyedBroadcastProcessFunction):
         self._models: dict[str, LoadedModel] = {}
         self._is_ready = not any(self._ready_at.values())
         self._exchanges = Exchanges(self._domain, self._bootstrap)
-        self._caller = Caller(self._contract, self._exchanges)
+        self._caller = Caller(self._contract, self._exchanges, self._models_url)
         self._meters = Meters(runtime_context)
         self._home = os.environ.get("FLYBALL_HOME", "")
 

@@ -57,6 +57,7 @@ class Exchanges:
         self._concluded: dict[str, Concluded] = {}
         self._ends: dict[int, int] | None = None
         self._read_from: dict[int, int] = {}
+        self._since_ms: int | None = None
         self._is_closed = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="exchanges", daemon=True)
         self._poller.start()
@@ -122,6 +123,8 @@ class Exchanges:
 
     def since(self, at_ms: int) -> None:
         """Have read back everything recorded from `at_ms` on, before this operator began."""
+        if self._since_ms is not None and at_ms >= self._since_ms:
+            return
         reader = Consumer(
             {"bootstrap.servers": self._bootstrap, "group.id": f"{self._domain}-{STAGE}-reads-back",
              "enable.auto.commit": False, "isolation.level": "read_committed"}
@@ -140,6 +143,7 @@ class Exchanges:
                 if 0 <= begin < end:
                     self._read(reader, found.partition, begin, end)
                     self._read_from[found.partition] = begin
+            self._since_ms = at_ms
         except KafkaException as error:
             raise BrokerUnavailable(f"{self._topic} at {self._bootstrap}: {error}") from error
         finally:

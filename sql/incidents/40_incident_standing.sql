@@ -1,0 +1,108 @@
+-- Where a system stands in its incident: since when, what shows, who is suspected, which remedies came back.
+-- Grain: one row a complete sample, deploy, alert, freeze or outcome. Lane: log order, key: system.
+-- Event time: event_ms, carried. State: last values, counts and maxima a system, for ever. Consumer: the situations.
+--
+-- is_begin     an alarm more than 3 samples after the last one, or the first: an incident begins
+-- is_new_head  an alarm of an open incident whose likeliest cause is another than at the alarm before
+-- is_verified  the second sample after a remedy shows no symptom; is_failed: it does, or the remedy itself failed
+-- What an alarm said (shown, suspects, evidence) stands until the next alarm.
+CREATE VIEW alarm_counts AS
+WITH last_values AS (
+    SELECT
+        *,
+        COUNT(CASE WHEN is_remedy THEN 1 END) OVER log_order AS remedies,
+        LAST_VALUE(CASE WHEN is_remedy THEN `action` END) OVER log_order AS last_remedy,
+        LAST_VALUE(CASE WHEN is_remedy THEN fact_id END) OVER log_order AS remedy_fact_id,
+        LAST_VALUE(freeze_until_ms) OVER log_order AS frozen_until_ms,
+        LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(shown, '') END) OVER log_order AS last_shown,
+        LAST_VALUE(symptom_node) OVER log_order AS last_symptom_node,
+        LAST_VALUE(CASE WHEN is_alarm THEN suspects END) OVER log_order AS last_suspects,
+        LAST_VALUE(CASE WHEN is_alarm THEN measured_evidence END) OVER log_order AS last_evidence,
+        LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(suspect_signs, '') END) OVER log_order AS last_signs,
+        MAX(CASE WHEN is_alarm THEN sample_no END) OVER log_order AS alarm_no,
+        MAX(CASE WHEN is_remedy THEN sample_no END) OVER log_order AS remedy_no
+    FROM judged_facts
+    WINDOW log_order AS (PARTITION BY subject ORDER BY arrival)
+)
+
+SELECT
+    *,
+    LAG(alarm_no, 1) OVER log_order AS previous_alarm_no,
+    LAG(last_suspects, 1) OVER log_order AS previous_suspects
+FROM last_values
+WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
+
+CREATE VIEW incident_begins AS
+SELECT
+    *,
+    is_alarm AND (previous_alarm_no IS NULL OR sample_no - previous_alarm_no > 3) AS is_begin,
+    is_alarm
+    AND sample_no - previous_alarm_no <= 3
+    AND SPLIT_INDEX(suspects, CHR(9), 0) <> SPLIT_INDEX(previous_suspects, CHR(9), 0) AS is_same_with_new_head,
+    is_sample AND sample_no - remedy_no = 2 AND sample_no - previous_alarm_no <= 5 AS is_checked
+FROM alarm_counts;
+
+CREATE VIEW incidents AS
+SELECT
+    *,
+    LAST_VALUE(CASE WHEN is_begin THEN fact_id END) OVER log_order AS incident_id,
+    LAST_VALUE(CASE WHEN is_begin THEN event_ms END) OVER log_order AS begun_ms,
+    LAST_VALUE(CASE WHEN is_begin THEN remedies END) OVER log_order AS remedies_before,
+    LAST_VALUE(CASE WHEN is_begin OR fact_type = 'incident.alert_raised' THEN COALESCE(text, '') END) OVER log_order
+        AS alert_text,
+    LAST_VALUE(
+        CASE WHEN fact_type = 'incident.alert_raised' THEN fact_id WHEN is_begin THEN '' END
+    ) OVER log_order AS alert_fact_id
+FROM incident_begins
+WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
+
+CREATE VIEW incident_deploys AS
+SELECT
+    *,
+    SPLIT_INDEX(last_suspects, CHR(9), 0) AS suspect,
+    last_deploy(deploys, SPLIT_INDEX(last_suspects, CHR(9), 0), begun_ms) AS deploy
+FROM incidents;
+
+CREATE VIEW incident_standing AS
+SELECT
+    subject,
+    fact_id AS cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    is_begin OR COALESCE(is_same_with_new_head, FALSE) AS is_new_head,
+    COALESCE(is_checked AND shown IS NULL, FALSE) AS is_verified,
+    COALESCE(is_checked AND shown IS NOT NULL, FALSE)
+    OR (is_remedy AND status = 'failed' AND incident_id IS NOT NULL) AS is_failed,
+    degraded,
+    deployed_node,
+    deployed_by_fact,
+    deploys,
+    incident_id,
+    last_symptom_node AS node,
+    COALESCE(SPLIT_INDEX(last_shown, CHR(9), 2), '') AS metric,
+    COALESCE(SPLIT_INDEX(last_shown, CHR(9), 3), '') AS statistic,
+    TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 7) AS DOUBLE) AS `value`,
+    TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 8) AS DOUBLE) AS usual,
+    TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 4) AS DOUBLE) AS deviation,
+    suspect,
+    COALESCE(last_signs, '') AS suspect_signs,
+    SPLIT_INDEX(deploy, CHR(9), 2) AS deploy_id,
+    NULLIF(SPLIT_INDEX(deploy, CHR(9), 4), '') AS deployed_by,
+    CAST(event_ms - TRY_CAST(SPLIT_INDEX(deploy, CHR(9), 0) AS BIGINT) AS DOUBLE) / 6E4 AS minutes_since_deploy,
+    COALESCE(event_ms < frozen_until_ms, FALSE) AS is_frozen,
+    remedies - COALESCE(remedies_before, remedies) AS remedies_tried,
+    CASE WHEN remedies > remedies_before THEN last_remedy ELSE '' END AS last_remedy,
+    COALESCE(alert_text, '') AS alert_text,
+    SPLIT(last_suspects, CHR(9)) AS suspects,
+    ARRAY_REMOVE(
+        SPLIT(
+            CONCAT_WS(
+                CHR(9), last_evidence, alert_fact_id, SPLIT_INDEX(deploy, CHR(9), 3),
+                CASE WHEN remedies > remedies_before THEN remedy_fact_id END
+            ),
+            CHR(9)
+        ),
+        ''
+    ) AS evidence
+FROM incident_deploys;

@@ -1,0 +1,92 @@
+-- An incident is open, or its likeliest cause is now another.
+-- Grain: one row an alarm that begins an incident or changes the first suspect. Lane: log order.
+-- Event time: event_ms. Consumer: `propose`, triage and remediation agents.
+CREATE VIEW symptom_found AS
+SELECT
+    subject,
+    cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    incident_id,
+    node,
+    metric,
+    statistic,
+    `value`,
+    usual,
+    deviation,
+    suspect,
+    suspect_signs,
+    deploy_id,
+    deployed_by,
+    minutes_since_deploy,
+    is_frozen,
+    remedies_tried,
+    last_remedy,
+    alert_text,
+    suspects,
+    evidence
+FROM incident_standing
+WHERE is_new_head;
+
+-- After a remedy's outcome the symptom is gone.
+-- Grain: one row a second sample after a remedy, without a symptom. Lane: log order. Event time: event_ms.
+-- Consumer: `propose`, which closes the incident.
+CREATE VIEW remedy_verified AS
+SELECT
+    subject,
+    cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    incident_id,
+    node,
+    metric,
+    statistic,
+    `value`,
+    usual,
+    deviation,
+    suspect,
+    suspect_signs,
+    deploy_id,
+    deployed_by,
+    minutes_since_deploy,
+    is_frozen,
+    remedies_tried,
+    last_remedy,
+    alert_text,
+    suspects,
+    evidence
+FROM incident_standing
+WHERE is_verified;
+
+-- A remedy came back and the symptom is still there, or the remedy itself failed.
+-- Grain: one row a second sample after a remedy, with a symptom, and one a failed remedy. Lane: log order.
+-- Event time: event_ms. Consumer: `propose`, which takes the next remedy or a person.
+CREATE VIEW remedy_failed AS
+SELECT
+    subject,
+    cause_id,
+    event_ms,
+    correlation_id,
+    hops,
+    incident_id,
+    node,
+    metric,
+    statistic,
+    `value`,
+    usual,
+    deviation,
+    suspect,
+    suspect_signs,
+    deploy_id,
+    deployed_by,
+    minutes_since_deploy,
+    is_frozen,
+    remedies_tried,
+    last_remedy,
+    alert_text,
+    suspects,
+    evidence
+FROM incident_standing
+WHERE is_failed;
