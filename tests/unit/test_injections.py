@@ -52,14 +52,16 @@ def asked(asking: list[Situation], reply: str) -> list[tuple[Situation, str, byt
         await server.start()
         found = []
         try:
-            async with overheard(server.port) as (port, heard):
-                async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-                    for situation in asking:
-                        heard.clear()
-                        told: Any = messages(PROMPT, AGENT, situation, CONTRACT, [("notes", str(situation.features["alert_text"]))])
-                        form: Any = response_format(AGENT, CONTRACT)
-                        completion = await client.chat.completions.create(model="small", messages=told, response_format=form)
-                        found.append((situation, completion.choices[0].message.content or "", bytes(heard)))
+            async with (
+                overheard(server.port) as (port, heard),
+                openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
+            ):
+                for situation in asking:
+                    heard.clear()
+                    told: Any = messages(PROMPT, AGENT, situation, CONTRACT, [("notes", str(situation.features["alert_text"]))])
+                    form: Any = response_format(AGENT, CONTRACT)
+                    completion = await client.chat.completions.create(model="small", messages=told, response_format=form)
+                    found.append((situation, completion.choices[0].message.content or "", bytes(heard)))
         finally:
             await server.stop()
         return found
