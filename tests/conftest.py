@@ -30,6 +30,9 @@ for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
 os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
+os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
+# Three domains share the one TaskManager.
+os.environ["FLYBALL_FLINK"] = "{taskmanager.numberOfTaskSlots: 12, taskmanager.memory.managed.size: 256mb}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
@@ -98,6 +101,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             embedded.wait_ready(home)
 
     steps = {"instance": _Step(start)}
+    if "incidents" in wants:
+        steps["incidents"] = _Step(
+            lambda: runner.bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True)), steps["instance"]
+        )
     if "payments" in wants:
         steps["payments"] = _Step(lambda: bring_up_by_hand(home, "payments"), steps["instance"])
     session.config.stash[_STARTED] = _Started(home, steps)
@@ -130,6 +137,15 @@ def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
     """`payments`, whose jobs were submitted by hand with `flink run`, as on a cluster of one's own."""
     request.config.stash[_STARTED].steps["payments"].wait()
     loop = Loop(instance, "payments")
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def incidents(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
+    """`incidents`, with job `reason` and a scripted model server."""
+    request.config.stash[_STARTED].steps["incidents"].wait()
+    loop = Loop(instance, "incidents")
     yield loop
     loop.close()
 
