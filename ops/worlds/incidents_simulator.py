@@ -1,7 +1,8 @@
 """A seeded world of incidents: what goes wrong when, and how metrics answer to what is done about it.
 
-Forty steps are quiet (a step is one sampling interval, a minute by default), then come slots of 60, one
-story each: it begins at step 6 to 8, and what nobody healed ends by itself at step 50.
+Forty steps are quiet (a step is one sampling interval, a minute by default), then come slots of 75, one
+story each: it begins at step 6 to 8, and what nobody healed ends by itself 16 steps later. So few of the samples are
+bad that the past of a series tells what is usual.
 
 | story | what shows | what heals it |
 |---|---|---|
@@ -9,7 +10,7 @@ story each: it begins at step 6 to 8, and what nobody healed ends by itself at s
 | `stuck_instance` | errors and some latency | `restart_service` there |
 | `overload` | two of four instances are gone: saturation, latency | `scale_out` there, as many as are gone |
 | `slow_dependency` | latency of a store or of another's system | `shift_traffic` or `open_circuit` there |
-| `lasting` | latency and errors of a store | nothing the loop can do; a paged person, five steps later |
+| `lasting` | latency and errors of a store | nothing the loop can do; a paged person, two steps later |
 | `false_alert` | an alert and nothing else | |
 | `silence` | all series of a node stay away for 25 steps | |
 | `frozen_deploy` | as `slow_deploy`, in a freeze window | `roll_back`, once a person approved it |
@@ -64,11 +65,11 @@ Story = Literal[
 START_MS = parse_time_ms("2025-03-03T00:00:00Z")
 INTERVAL_S = 60
 QUIET_STEPS = 40
-SLOT_STEPS = 60
-END_STEP = 50  # of a slot: what nobody healed ends
+SLOT_STEPS = 75
+LASTS_STEPS = 16  # what nobody healed ends
 SILENT_STEPS = 25
 CHECK_STEPS = 2
-PERSON_STEPS = 5
+PERSON_STEPS = 2
 # A deploy begins its story; harmless ones come at any time, but not so shortly before a story.
 QUIET_BEFORE_STEPS = 5
 # Wall time one answer of the loop is waited for, and after how many stories in a row that nobody
@@ -239,7 +240,7 @@ class Simulation:
         at = begins + draw.randrange(6, 9)
         node = self._place(draw, story)
         how = _HOW[story](self.system, node) if story in _HOW else {}
-        fault = Fault(story, number, node, self._ms(at), self._ms(begins + END_STEP), **how)
+        fault = Fault(story, number, node, self._ms(at), self._ms(at + LASTS_STEPS), **how)
         told: list[NewFact] = []
         if "deploy" in story:
             told.append(self._deploy(draw, number, node, self._ms(at) - 1000, "main"))
@@ -249,7 +250,7 @@ class Simulation:
             told.append(self._fact(FreezeDeclared.event_type, self._ms(begins), {"freeze_until_ms": until_ms}))
         for which in ("other", "late"):  # somebody else deploys too: harmless, but there
             other = draw.choice([n.name for n in self.system.nodes if n.kind == "service" and n.name != node])
-            low, high = (0, at - begins - QUIET_BEFORE_STEPS) if which == "other" else (END_STEP, SLOT_STEPS)
+            low, high = (0, at - begins - QUIET_BEFORE_STEPS) if which == "other" else (SLOT_STEPS // 2, SLOT_STEPS)
             told.append(self._deploy(draw, number, other, self._ms(begins + draw.randrange(low, high)) + 500, which))
         if story == "false_alert" or draw.random() < 0.6:
             texts = drawn_from()["alerts"]
