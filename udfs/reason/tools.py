@@ -123,18 +123,6 @@ def _arguments(tool: HttpTool | SqlTool, arguments: str) -> dict[str, str]:
     return found
 
 
-async def look_up(agent: LlmAgent, name: str, arguments: str, *, home: str) -> str:
-    """What the look-up found, for the model; where it was refused or failed, `{"refused": code, "message": ...}`.
-
-    `home` is the folder of the instance, below which databases are.
-    """
-    try:
-        request = prepare(find_tool(agent, name), arguments)
-        return await (run_http(request) if isinstance(request, HttpRequest) else run_sql(request, Path(home)))
-    except ToolRefused as refused:
-        return json.dumps({"refused": refused.code, "message": str(refused)})
-
-
 @cache
 def _trusted() -> ssl.SSLContext:
     return ssl.create_default_context()
