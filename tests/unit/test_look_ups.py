@@ -16,6 +16,7 @@ from aiohttp import web
 from contracts.errors import ToolRefused
 from tests.asking import agent
 from udfs.agents.definition import HttpTool, SqlTool
+from udfs.reason.masking import Mask
 from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, select, tool_schemas
 
 QUERY = "SELECT status, count(*) AS n FROM commands WHERE node = :node GROUP BY status ORDER BY status"
@@ -150,6 +151,14 @@ def test_a_step_up_the_path_is_refused(value: str) -> None:
 
 def test_a_url_that_names_unknown_arguments_is_refused() -> None:
     assert code_of(lambda: prepare(http("http://h/{other}"), '{"node": "x"}'))[0] == "wrong_tool"
+
+
+def test_a_masked_value_is_looked_up_as_what_it_is() -> None:
+    mask = Mask({"person": 'Zoë "Z" O\'Hara'})
+    request = prepare(http("http://h/{node}"), json.dumps({"node": mask.hide('Zoë "Z" O\'Hara')}), mask)
+    assert isinstance(request, HttpRequest)
+    assert request.url == "http://h/Zo%C3%AB%20%22Z%22%20O%27Hara"
+    assert code_of(lambda: prepare(sql(), json.dumps({"node": mask.hide('Zoë "Z" O\'Hara')}), mask))[0] == "wrong_arguments"
 
 
 def test_an_undeclared_tool_is_refused() -> None:
