@@ -39,7 +39,7 @@ def prompt_files(domain: str) -> list[Path]:
 
 
 def llm_agents(domain: str) -> list[LlmAgent]:
-    """The domain's agents that ask a language model."""
+    """The agents in force (FLYBALL_AGENTS or conf/<domain>/agents.yaml) that ask a language model."""
     agents = load_agents(load_settings(domain).agents_file, load_domain(domain))
     return [agent for agent in agents if isinstance(agent, LlmAgent)]
 
@@ -76,8 +76,12 @@ def check_files(files: Sequence[Path], agents: Sequence[LlmAgent] = ()) -> list[
 
 
 def shipped_prompts(domain: str) -> list[Prompt]:
-    """Every prompt of conf/<domain>/prompts, checked; each agent that asks a model has one."""
-    return check_files(prompt_files(domain), llm_agents(domain))
+    """Every prompt of conf/<domain>/prompts, checked; each agent of the domain's own file that asks has one.
+
+    Other agents (FLYBALL_AGENTS) bring their prompts themselves.
+    """
+    has_own = not load_settings(domain).agents
+    return check_files(prompt_files(domain), llm_agents(domain) if has_own else ())
 
 
 def newest(prompts: Iterable[Prompt]) -> dict[str, Prompt]:

@@ -22,7 +22,7 @@ PROMPT: Prompt = read_prompt_file(
 )
 FEATURES: dict[str, Any] = {
     "incident_id": "i-1", "node": "front", "metric": "latency", "statistic": "Average", "value": 2.5, "usual": 0.5,
-    "deviation": 9.0, "suspect": "db", "deploy_id": "d-7", "deployed_by": "Ada Lovelace", "minutes_since_deploy": 4.0,
+    "deviation": 9.0, "suspect": "db", "suspect_signs": "latency", "deploy_id": "d-7", "deployed_by": "Ada Lovelace", "minutes_since_deploy": 4.0,
     "is_frozen": False, "remedies_tried": 0, "last_remedy": "", "alert_text": "front is slow",
 }  # fmt: skip
 

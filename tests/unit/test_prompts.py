@@ -12,13 +12,15 @@ from ruamel.yaml import YAML
 from contracts.errors import SetupFailed
 from contracts.prompt import Prompt
 from ops import kafka, prompts
+from ops.model_rules import load_rules
 from ops.model_server import Behaviour, running
-from ops.prompt_tests import live, play, read_table
+from ops.prompt_tests import live, play, read_table, run
 from tests.asking import CONTRACT, FEATURES, PROMPT, agent
 from tests.kafka_stand_in import StandInBroker, StandInConsumer, StandInProducer
 from udfs.reason.outputs import read_prompt_event
 
 TOPIC = "incidents.prompts"
+TABLE = Path(__file__).parents[2] / "conf" / "incidents" / "prompts_test.yaml"
 NOW_MS = 1_700_000_000_000
 
 
@@ -161,6 +163,20 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(SetupFailed, match=r"prompts_test\.yaml: expected cases"):
             read_table(file)
+
+
+def test_the_shipped_prompts_do_what_their_table_says() -> None:
+    results = run("incidents")
+    assert {case["given"]["agent"] for case in YAML(typ="safe").load(TABLE.read_text())["cases"]} == {a.agent for a in prompts.llm_agents("incidents")}
+    assert [(r.case, r.problem) for r in results if r.problem is not None] == []
+
+
+def test_the_script_meets_the_table_when_it_is_asked_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(Behaviour(latency_ms=0), load_rules([TABLE.with_name("model_rules.yaml")])) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        results = run("incidents", ask=live(CONTRACT))
+        assert server.stats()["by_rule"].get("default") is None, "each agent's questions have rules"
+    assert [(r.case, r.problem) for r in results if r.problem is not None] == []
 
 
 def test_a_live_server_is_asked_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

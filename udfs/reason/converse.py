@@ -180,7 +180,7 @@ async def _look_up(
         found = "no more look-ups: answer now"
         if talk.look_ups < question.agent.tool_calls:
             with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
-                found = await _found(question, name, str(mask.restore(arguments)))
+                found = await _found(question, name, arguments, mask)
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
@@ -196,10 +196,10 @@ async def _look_up(
     talk.said.append({"role": "tool", "tool_call_id": call["id"], "content": quoted(answer)})
 
 
-async def _found(question: Question, name: str, arguments: str) -> str:
+async def _found(question: Question, name: str, arguments: str, mask: Mask) -> str:
     """What the look-up gives, or why it gives nothing: the model may be told either."""
     try:
-        request = prepare(find_tool(question.agent, name), arguments)
+        request = prepare(find_tool(question.agent, name), arguments, mask)
         if not isinstance(request, HttpRequest):
             return await run_sql(request, Path(question.home))
         return await run_http(request)

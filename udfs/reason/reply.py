@@ -51,9 +51,7 @@ class Reply:
     evidence: tuple[str, ...]
 
 
-def reply_schema(
-    agent: LlmAgent, contract: DomainContract, situation: Situation | None = None
-) -> dict[str, Any]:
+def reply_schema(agent: LlmAgent, contract: DomainContract) -> dict[str, Any]:
     """The JSON schema of an agent's replies, in the subset that strict structured outputs take; not to be changed.
 
     It is the same for every situation, so that a server that compiles schemas does so once; which evidence

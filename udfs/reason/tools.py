@@ -19,6 +19,7 @@ import httpx
 
 from contracts.errors import ToolRefused
 from udfs.agents.definition import HttpTool, LlmAgent, SqlTool
+from udfs.reason.masking import Mask
 
 MAX_ARGUMENT = 1000
 MAX_ANSWER = 65_536
@@ -79,12 +80,13 @@ def find_tool(agent: LlmAgent, name: str) -> HttpTool | SqlTool:
     raise ToolRefused("undeclared_tool", f"expected a tool of {known}; came {name[:64]!r}")
 
 
-def prepare(tool: HttpTool | SqlTool, arguments: str) -> HttpRequest | SqlRequest:
+def prepare(tool: HttpTool | SqlTool, arguments: str, mask: Mask | None = None) -> HttpRequest | SqlRequest:
     """The look-up a model asked for, `arguments` being the JSON it wrote. Raises ToolRefused.
 
+    With a mask, personal values are put back in each argument: look-ups are ours, and not the model's server's.
     Each argument fully matches its declared pattern; an argument's value is never part of an error.
     """
-    given = _arguments(tool, arguments)
+    given = _arguments(tool, arguments, mask)
     if isinstance(tool, SqlTool):
         return SqlRequest(tool, given)
     template = tool.url
@@ -103,7 +105,7 @@ def _has_dots(url: httpx.URL) -> bool:
     return any(part in (b".", b"..") for part in url.raw_path.split(b"?")[0].lower().replace(b"%2e", b".").split(b"/"))
 
 
-def _arguments(tool: HttpTool | SqlTool, arguments: str) -> dict[str, str]:
+def _arguments(tool: HttpTool | SqlTool, arguments: str, mask: Mask | None) -> dict[str, str]:
     try:
         given = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
@@ -115,24 +117,14 @@ def _arguments(tool: HttpTool | SqlTool, arguments: str) -> dict[str, str]:
         value = given[name]
         if type(value) is int:
             value = str(value)
+        if mask is not None:
+            value = mask.restore(value)
         if not isinstance(value, str) or len(value) > MAX_ARGUMENT or not re.fullmatch(pattern, value):
             raise ToolRefused("wrong_arguments", f"tool {tool.name!r}: expected {name} to match {pattern}")
         if any("\ud800" <= c <= "\udfff" for c in value):
             raise ToolRefused("wrong_arguments", f"tool {tool.name!r}: expected {name} to be text")
         found[name] = value
     return found
-
-
-async def look_up(agent: LlmAgent, name: str, arguments: str, *, home: str) -> str:
-    """What the look-up found, for the model; where it was refused or failed, `{"refused": code, "message": ...}`.
-
-    `home` is the folder of the instance, below which databases are.
-    """
-    try:
-        request = prepare(find_tool(agent, name), arguments)
-        return await (run_http(request) if isinstance(request, HttpRequest) else run_sql(request, Path(home)))
-    except ToolRefused as refused:
-        return json.dumps({"refused": refused.code, "message": str(refused)})
 
 
 @cache
