@@ -59,7 +59,7 @@ class System:
         self.loop, self.subject, self.minute = loop, subject, 0
         self._chance = random.Random(subject)
         loop.emit(*(self.fact("call_observed", from_node=a, to_node=b) for a, b in CALLS))
-        for _ in range(30):
+        for _ in range(60):
             self.sample()
 
     @property
@@ -193,7 +193,7 @@ def test_a_deploy_is_degraded_when_its_node_is_worse_in_the_samples_after_it(inc
 
 def test_a_shipped_incident_ranks_as_the_ranking_in_python_does(incidents: Loop) -> None:
     name = "low_traffic/test/issue_1"
-    history = petshop.normal()[-80:]
+    history = petshop.normal()[-110:]
     past = petshop.Past(history)
     wanted = []
     for sample in petshop.incidents()[name]:
