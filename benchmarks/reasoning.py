@@ -12,8 +12,10 @@ from typing import Any
 
 import orjson
 import psutil
+from rich.console import Console
 
 from benchmarks.bed import Arrivals, bench_home, environment, load, prepared, start_load, wait_until
+from contracts.domain import load_domain
 from contracts.envelope import derive_id
 from contracts.exchange import Concluded, Exchange
 from contracts.prompt import Prompt
@@ -21,7 +23,10 @@ from contracts.topics import topic
 from ops import cluster, flink_jobs, instance, kafka
 from ops.home import CHECKOUT, Home
 from ops.model_server import Behaviour, ModelServer, running
+from ops.player import Emitter
+from ops.run import bring_up
 from ops.watch import percentiles
+from ops.world import NewFact
 from udfs.reason.recorded import digest
 from udfs.serde import write_event
 
@@ -30,14 +35,14 @@ _TEXT = "You look after machines. Decide whether one needs maintenance."
 
 
 @contextmanager
-def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000) -> Iterator[tuple[Home, str, ModelServer]]:
+def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000, in_flight: int = 1000) -> Iterator[tuple[Home, str, ModelServer]]:
     """An instance with job `reason` alone, asking a model server of this latency about every situation."""
     home = bench_home()
     with running(Behaviour(latency_ms=latency_ms)) as server:
         try:
             with environment(
                 FLYBALL_AGENTS=str(CHECKOUT / "benchmarks" / "reason_agents.yaml"), OPENAI_BASE_URL=server.base_url,
-                OPENAI_API_KEY="bench", FLYBALL_RECOVERY_INTERVAL_MS=str(checkpoint_ms), FLYBALL_REASON_IN_FLIGHT="1000",
+                OPENAI_API_KEY="bench", FLYBALL_RECOVERY_INTERVAL_MS=str(checkpoint_ms), FLYBALL_REASON_IN_FLIGHT=str(in_flight),
             ):  # fmt: skip
                 bootstrap = prepared(home)
                 _publish_prompt(bootstrap)
@@ -106,7 +111,7 @@ def _checkpoint_ms(home: Home) -> float:
 
 def throughput(concurrency: int = 500, seconds: int = 20) -> float:
     """Calls a second answered with a model of one second and so many in flight at most."""
-    with environment(FLYBALL_REASON_IN_FLIGHT=str(concurrency)), reasoning(1000) as (home, _, server):
+    with reasoning(1000, in_flight=concurrency) as (home, _, server):
         before = server.stats()["requests"]
         load(home, "situations", concurrency * seconds, run="timed")
         samples: list[tuple[float, int]] = []
@@ -171,3 +176,72 @@ def killed(in_flight: int = 200) -> dict[str, float]:
             "recorded_replies_asked_again": len(turns) - len(set(turns)),
             "requests": server.stats()["requests"],
         }
+
+
+def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | None]:
+    """From an alert's append to the command of its remedy's arrival (ms), all four jobs, model of one second.
+
+    Each alert is about a system of its own, known by a few samples before, and no rule fits what it shows: a
+    language model is asked. At least once, a TaskManager a job.
+    """
+    home = bench_home()
+    instance.stop(home)
+    try:
+        with environment(
+            FLYBALL_DELIVERY="at_least_once", FLYBALL_TASKMANAGERS="4", FLYBALL_MODEL_SERVER="{latency_ms: 1000}"
+        ):
+            bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid())
+            bootstrap = str(home.read_state()["bootstrap_servers"])
+            for run in ("warm", "timed"):
+                with Arrivals(bootstrap, "commands", _remedied, domain="incidents") as commands:
+                    appended = _raise_alerts(bootstrap, run, count, each_s)
+                    taken = commands.taken_ms(appended)
+            return percentiles(taken)
+    finally:
+        instance.stop(home)
+
+
+def _remedied(event: dict[str, Any]) -> str:
+    """The system a remedy is about; triage is none."""
+    return "" if event["data"]["action"] == "triage_incident" else str(event["subject"])
+
+
+def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float) -> dict[str, int]:
+    """Systems of two nodes whose callee got slow, and an alert about each; when the alert was appended, by system."""
+    emitter_domain = load_domain("incidents")
+    writer = kafka.producer(bootstrap)
+    emitter = Emitter(emitter_domain, writer, file_name=run)
+    began_ms = int(time.time() * 1000) - 3_600_000
+    systems = [f"{run}-{number}" for number in range(count)]
+
+    def fact(system: str, kind: str, minute: int, **data: object) -> NewFact:
+        return NewFact(f"incident.{kind}", system, began_ms + minute * 60_000, data, f"{kind}|{minute}|{sorted(data.items())}")
+
+    facts = []
+    for system in systems:
+        facts.append(fact(system, "call_observed", 0, from_node="web", to_node="db"))
+        for minute in range(30):
+            for node, value in (("web", 0.3), ("db", 0.1)):
+                noise = 1 + 0.02 * ((minute * 7) % 5 - 2)
+                facts.append(
+                    fact(system, "metric_measured", minute, node=node, metric="latency", statistic="Average", value=value * noise)
+                )
+            facts.append(fact(system, "sample_closed", minute))
+    emitter.emit(iter(facts), rate=None)
+    for system in systems:
+        late = (("db", 0.9), ("web", 1.1))
+        emitter.emit(
+            iter([
+                fact(system, "metric_measured", 31, node=node, metric="latency", statistic="Average", value=value)
+                for node, value in late
+            ] + [fact(system, "alert_raised", 31, node="web", metric="latency", text="slow")]),
+            rate=None,
+        )  # fmt: skip
+        time.sleep(each_s)  # a steady rate is what is measured
+    writer.close()
+    return {
+        (record.key or b"").decode(): record.appended_ms
+        for record in kafka.read_all(bootstrap, [topic("facts").of("incidents")])
+        if (record.key or b"").decode() in set(systems)
+        and orjson.loads(record.value or b"{}")["type"] == "incident.alert_raised"
+    }

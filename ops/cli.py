@@ -1114,7 +1114,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="measure only this; may be repeated: context, govern, govern_50, at_least_once, exactly_once,"
-            " latency_50_policies, approval_to_command, policy_publish, subjects_1m, first_decision"
+            " latency_50_policies, approval_to_command, policy_publish, subjects_1m, reason_100, reason_300,"
+            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, first_decision"
         ),
     ] = None,
     runs: Annotated[int, typer.Option(help="runs of each measurement; medians are printed")] = 3,

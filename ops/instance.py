@@ -168,14 +168,16 @@ def stop_orphans(home: Home) -> bool:
 
 
 def memory_mib(home: Home) -> dict[str, float]:
-    """Proportional memory (PSS) of each process of the instance, in MiB."""
+    """Proportional memory (PSS) of each process of the instance and what it started, in MiB."""
     found = {}
     pids = {name: entry.get("pid") for name, entry in _processes(home).items()}
     pids["supervisor"] = home.read_state().get("supervisor_pid")
     for name, pid in pids.items():
         if isinstance(pid, int):
             try:
-                found[name] = psutil.Process(pid).memory_full_info().pss / 2**20
+                process = psutil.Process(pid)
+                started = [] if name == "supervisor" else process.children(recursive=True)
+                found[name] = sum(p.memory_full_info().pss for p in (process, *started)) / 2**20
             except psutil.Error:
                 continue
     return found

@@ -212,7 +212,7 @@ class ModelServer:
         text = made.text
         if fault == "malformed" and made.tool is None:
             self._counts["malformed"] += 1
-            text = _spoilt(text, dice.throw("spoil"))
+            text = spoilt(text, dice.throw("spoil"))
         return await self._completion(request, body, made, text, digest, attempt, told)
 
     def _failed(
@@ -296,7 +296,7 @@ def _fault(behaviour: Behaviour, thrown: float) -> str:
     return ""
 
 
-def _spoilt(text: str, thrown: float) -> str:
+def spoilt(text: str, thrown: float) -> str:
     """One of the ways in which replies go wrong."""
     try:
         reply = orjson.loads(text)
@@ -363,10 +363,8 @@ def running(behaviour: Behaviour, rules: Sequence[Rule] = (), *, port: int = 0, 
             await server.start(port)
             started.set_result((server, asyncio.get_running_loop(), ended))
             await ended.wait()
-        except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-            raise
+        except SetupFailed as error:
+            started.set_exception(error)
         finally:
             await server.stop()
             if stream is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def agent(**changes: Any) -> LlmAgent:
         "kind": "llm", "agent": "remedy", "version": 1, "situation": KIND, "prompt": "remedy", "model": "small",
         "actions": ("restart_service", "roll_back"), **changes,
     }  # fmt: skip
-    return LlmAgent.model_validate(told)
+    return LlmAgent.model_validate_json(json.dumps(told))
 
 
 def symptom(*, suspects: tuple[str, ...] = ("db", "front"), evidence: tuple[str, ...] = ("f-1", "f-2"), **features: Any) -> Situation:
@@ -76,7 +76,8 @@ async def overheard(port: int) -> AsyncIterator[tuple[int, bytearray]]:
             finally:
                 sink.close()
 
-        await asyncio.gather(pump(reader, inner_writer, heard), pump(inner_reader, writer, None))
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(pump(reader, inner_writer, heard), pump(inner_reader, writer, None))
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import openai
 import orjson
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from contracts.domain import load_domain
 from contracts.exchange import Exchange
@@ -20,6 +23,7 @@ from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.converse import Question, Result, converse
 from udfs.reason.recorded import Recorded, digest
+from udfs.reason.spans import Spans, child_of, parent_of
 
 CONTRACT = load_domain("machines")
 TEXT = "Decide whether the machine needs maintenance."
@@ -28,6 +32,7 @@ SITUATION = Situation(
     "situation-1", "machines.cooling_failed", "machine-1", "2026-01-01T00:00:00Z", "c", 0, None, None,
     {"command_id": "command-1", "detail": "valve"},
 )  # fmt: skip
+SPANS = Spans("machines")
 GOOD = {"action": "schedule_maintenance", "parameters": {"priority": "urgent"}}
 
 
@@ -69,7 +74,7 @@ def ask(server: ModelServer, kept: Kept, *, within_s: float = 20, home: str = ""
 
     async def talk() -> Result:
         async with openai.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0) as client:
-            return await converse(question, client, kept, CONTRACT)
+            return await converse(question, client, kept, CONTRACT, SPANS)
 
     return asyncio.run(talk())
 
@@ -178,3 +183,51 @@ def test_look_ups_are_made_recorded_and_bounded() -> None:
     assert result.reply is not None
     assert [(turn, kind) for turn, kind, _ in kept.kinds] == [(0, "model"), (1, "tool"), (2, "model")]
     assert kept.recorded["call-1", 1].exchange.reply.startswith("refused (")  # there is no such database
+
+
+def test_spans_tell_of_each_call_in_the_trace_of_its_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent by OTLP over HTTP to whoever listens, with ids that the call derives; no text of prompt or reply."""
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    spans = Spans("machines")
+    question = Question("call-1", agent(), PROMPT, SITUATION, 0, "m", (2.0, 10.0), int((time.time() + 20) * 1000))
+
+    async def talk(base_url: str) -> None:
+        async with openai.AsyncOpenAI(api_key="k", base_url=base_url, max_retries=0) as client:
+            await converse(question, client, Kept(), CONTRACT, spans)
+
+    with running(Behaviour(latency_ms=0), [rule(reply=GOOD)]) as server:
+        asyncio.run(talk(server.base_url))
+    spans.close()
+    collector.shutdown()
+
+    sent = ExportTraceServiceRequest.FromString(b"".join(received)).resource_spans[0].scope_spans[0].spans[0]
+    told = {a.key: a.value for a in sent.attributes}
+    parent = parent_of(SITUATION.traceparent, SITUATION.correlation_id)
+    assert sent.name == "chat m"
+    assert child_of(parent, "call-1/0") == f"00-{sent.trace_id.hex()}-{sent.span_id.hex()}-01"
+    assert sent.parent_span_id.hex() == parent.split("-")[2]
+    assert told["gen_ai.operation.name"].string_value == "chat"
+    assert told["gen_ai.agent.name"].string_value == "carer"
+    assert told["gen_ai.usage.input_tokens"].int_value > 100
+    assert b"valve" not in b"".join(received)
+
+
+def test_a_trace_that_a_fact_began_goes_on() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert parent_of(given, "c") == given
+    assert child_of(given, "k").split("-")[1] == "0af7651916cd43dd8448eb211c80319c"
+    assert child_of(given, "k") == child_of(given, "k") != given
+    assert parent_of("nonsense", "c") == parent_of(None, "c") != parent_of(None, "d")

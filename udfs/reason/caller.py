@@ -22,6 +22,7 @@ from contracts.errors import SetupFailed
 from contracts.exchange import Concluded
 from udfs.reason.converse import Question, Result, converse
 from udfs.reason.recorded import Exchanges, Recorded
+from udfs.reason.spans import Spans
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Caller:
         self._models_url = models_url
         self._contract = contract
         self._exchanges = exchanges
+        self._spans = Spans(contract.name)
         self._back: dict[str, queue.SimpleQueue[Back]] = {}
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
@@ -89,6 +91,7 @@ class Caller:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        self._spans.close()
 
     def ask(self, question: Question) -> None:
         """Have the question asked; `done` gives Settled or GaveUp for it."""
@@ -130,7 +133,7 @@ class Caller:
         self._loop.call_soon_threadsafe(begin)
 
     async def _ask(self, question: Question) -> Back:
-        result = await converse(question, self._client, self._exchanges, self._contract)
+        result = await converse(question, self._client, self._exchanges, self._contract, self._spans)
         if result.reply is None:
             return GaveUp(result)
         how, why = ("proposed", "") if result.reply.action is not None else ("abstained", "abstained")

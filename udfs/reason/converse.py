@@ -28,6 +28,7 @@ from udfs.reason.masking import Mask
 from udfs.reason.prompt import ask_again, messages, quoted
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.reply import Reply, read_reply, response_format
+from udfs.reason.spans import Spans, parent_of, tell
 from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
 
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
@@ -57,6 +58,11 @@ class Question:
     starts: int = 1
     before: Mapping[str, float] = field(default_factory=dict)
     home: str = ""
+
+    @property
+    def parent(self) -> str:
+        """The trace the call belongs to, as a `traceparent`."""
+        return parent_of(self.situation.traceparent, self.situation.correlation_id)
 
 
 @dataclass
@@ -109,7 +115,7 @@ class _Talk:
 
 
 async def converse(
-    question: Question, client: openai.AsyncOpenAI, records: Records, contract: DomainContract,
+    question: Question, client: openai.AsyncOpenAI, records: Records, contract: DomainContract, spans: Spans,
     now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
 ) -> Result:  # fmt: skip
     """Ask until a reply fits, at most `asks` times, within the deadline; a call past it is cancelled."""
@@ -121,7 +127,7 @@ async def converse(
         async with asyncio.timeout(max(0.0, (question.until_ms - now_ms()) / 1000)):
             refused = ""
             for _ in range(agent.asks):
-                last = await _ask(question, talk, client, records, taken, now_ms, mask, contract)
+                last = await _ask(question, talk, client, records, taken, now_ms, mask, contract, spans)
                 try:
                     reply = read_reply(last.exchange.reply, agent, contract, question.situation, mask, talk.evidence)
                     return Result(question, taken, reply, last)
@@ -142,14 +148,17 @@ async def converse(
 
 async def _ask(
     question: Question, talk: _Talk, client: openai.AsyncOpenAI, records: Records, taken: Taken,
-    now_ms: Callable[[], int], mask: Mask, contract: DomainContract,
+    now_ms: Callable[[], int], mask: Mask, contract: DomainContract, spans: Spans,
 ) -> Recorded:  # fmt: skip
     """The model's next reply that is no look-up, recorded; its look-ups made and answered before."""
     while True:
         may_look_up = bool(question.agent.tools) and talk.look_ups < question.agent.tool_calls
         recorded = records.exchange(question.call_id, talk.turn)
         if recorded is None:
-            recorded = await records.record(await _request(question, talk, client, taken, now_ms, contract, may_look_up))
+            with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
+                exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
+                tell(span, exchange)
+            recorded = await records.record(exchange)
         taken.add(recorded.exchange)
         talk.turn += 1
         wanted = _tool_calls(recorded.exchange.reply) if may_look_up else []
@@ -157,19 +166,21 @@ async def _ask(
             return recorded
         talk.said.append({"role": "assistant", "content": None, "tool_calls": wanted})
         for call in wanted:
-            await _look_up(question, talk, records, call, now_ms, mask)
+            await _look_up(question, talk, records, call, now_ms, mask, spans)
 
 
 async def _look_up(
-    question: Question, talk: _Talk, records: Records, call: dict[str, Any], now_ms: Callable[[], int], mask: Mask
-) -> None:
+    question: Question, talk: _Talk, records: Records, call: dict[str, Any], now_ms: Callable[[], int], mask: Mask,
+    spans: Spans,
+) -> None:  # fmt: skip
     name, arguments = str(call["function"]["name"]), str(call["function"]["arguments"])
     recorded = records.exchange(question.call_id, talk.turn)
     if recorded is None:
         began_ms = now_ms()
         found = "no more look-ups: answer now"
         if talk.look_ups < question.agent.tool_calls:
-            found = await _found(question, name, str(mask.restore(arguments)))
+            with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
+                found = await _found(question, name, str(mask.restore(arguments)))
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 from pydantic import ValidationError
 
@@ -17,6 +19,7 @@ from udfs.policy.cel import Condition
 from udfs.reason.masking import Mask
 from udfs.reason.recorded import STAGE, digest
 from udfs.reason.reply import read_reply
+from udfs.reason.spans import child_of, parent_of
 
 
 def cel_condition(agent: LlmAgent, contract: DomainContract) -> Condition | None:
@@ -67,6 +70,8 @@ def proposal_of(
         },
         "evidence": reply.evidence,
     }  # fmt: skip
+    parent = parent_of(situation.traceparent, situation.correlation_id)
+    situation = replace(situation, traceparent=child_of(parent, f"{exchange.call_id}/{exchange.turn}"))
     return write_proposal(
         contract.name, situation, stage=STAGE, agent=agent.agent, agent_version=agent.version, action=reply.action,
         parameters=reply.parameters, confidence=reply.confidence, reason=reply.reason,
