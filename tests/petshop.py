@@ -19,7 +19,7 @@ from udfs.root_cause import Deviation
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "data" / "incidents"
-WINDOW, ENOUGH = 289, 20
+WINDOW, GAP, ENOUGH = 289, 30, 20
 Series = tuple[str, str, str]
 Sample = list[tuple[Series, float]]
 
@@ -62,10 +62,10 @@ def _samples(found: Iterable[Mapping[str, str]]) -> list[Sample]:
 
 
 class Past:
-    """What each series was in its last samples."""
+    """What each series was, up to some samples ago."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        self._values: dict[Series, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._values: dict[Series, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW + GAP))
         self._scores: dict[Series, float] = {}
         for sample in samples:
             for series, value in sample:
@@ -79,7 +79,8 @@ class Past:
             values.append(value)
             node, metric, statistic = series
             is_weak = metric == "requests"
-            score, excess = _score(sorted(values), value, is_weak=is_weak, is_worse_below=metric == "availability")
+            past = sorted(list(values)[:-GAP])
+            score, excess = _score(past, value, is_weak=is_weak, is_worse_below=metric == "availability")
             before = self._scores.get(series, 0.0)
             self._scores[series] = score
             found.append(Deviation(node, metric, statistic, score, excess, score_before=before, is_weak=is_weak))
@@ -87,10 +88,10 @@ class Past:
 
 
 def _score(past: list[float], value: float, *, is_weak: bool, is_worse_below: bool) -> tuple[float, float]:
+    if len(past) < ENOUGH:
+        return 0.0, 0.0
     q05, q25, usual, q75, q95 = (_percentile(past, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95))
     excess = abs(value - usual) if is_weak else (usual - value if is_worse_below else value - usual)
-    if len(past) < ENOUGH:
-        return 0.0, excess
     spread = max((q75 - q25) / 1.349, (q95 - q05) / 3.29, abs(usual) / 400)
     if spread > 0:
         return max(-1000.0, min(excess / spread, 1000.0)), excess

@@ -1,8 +1,8 @@
 """A seeded world of incidents: what goes wrong when, and how metrics answer to what is done about it.
 
 Forty steps are quiet (a step is one sampling interval, a minute by default), then come slots of 75, one
-story each: it begins at step 6 to 8, and what nobody healed ends by itself 16 steps later. So few of the samples are
-bad that the past of a series tells what is usual.
+story each: it begins at step 6 to 8, and what nobody healed ends by itself 16 steps later. So few of the
+samples are bad that the past of a series tells what is usual.
 
 | story | what shows | what heals it |
 |---|---|---|
@@ -10,13 +10,15 @@ bad that the past of a series tells what is usual.
 | `stuck_instance` | errors and some latency | `restart_service` there |
 | `overload` | two of four instances are gone: saturation, latency | `scale_out` there, as many as are gone |
 | `slow_dependency` | latency of a store or of another's system | `shift_traffic` or `open_circuit` there |
-| `lasting` | latency and errors of a store | nothing the loop can do; a paged person, two steps later |
+| `lasting` | latency and errors of a store | nothing the loop can do |
 | `false_alert` | an alert and nothing else | |
 | `silence` | all series of a node stay away for 25 steps | |
 | `frozen_deploy` | as `slow_deploy`, in a freeze window | `roll_back`, once a person approved it |
 
-A remedy counts from its outcome's event time on, if that says `succeeded`; the wrong one, or the right one
-at the wrong place, changes nothing of what is wrong. So the samples follow from seed and decisions alone.
+A paged person heals anything, two steps after somebody looks. A remedy counts from its outcome's event time
+on, if that says `succeeded`; the wrong one, or the right one at the wrong place, changes nothing of what is
+wrong. So the samples follow from seed and decisions alone.
+
 To give the loop time for both, the world waits for the next remedy CHECK_STEPS after something began, and
 after a remedy that did not help; remedies take no longer than that (incidents_remedies.py), so what they
 changed shows in the samples that come behind their outcome in the log.
@@ -109,9 +111,15 @@ class Fault:
 
     def is_healed_by(self, decided: Decided) -> bool:
         told = decided.parameters
-        if decided.done != "succeeded" or decided.action not in self.healed_by or told.get("node") != self.node:
+        if decided.done != "succeeded" or not self.is_real:
             return False
-        return decided.action != RollBack.action or told.get("deploy_id") == self.deploy_id
+        if decided.action == PagePerson.action:  # who is woken finds place and remedy
+            return True
+        if decided.action not in self.healed_by:
+            return False
+        if decided.action == RollBack.action and told.get("deploy_id") != self.deploy_id:
+            return False
+        return told.get("node") == self.node
 
 
 @dataclass(frozen=True)
@@ -215,11 +223,11 @@ class Simulation:
             return
         if decided.action == ScaleOut.action and decided.done == "succeeded":
             course.added.append((done_ms, str(decided.parameters["node"]), int(decided.parameters["instances"])))
-        if fault.is_healed_by(decided) and course.lacks(fault, done_ms) == 0:
+        if fault.is_healed_by(decided) and (decided.action != ScaleOut.action or not course.lacks(fault, done_ms)):
             course.is_healed = True
             if decided.action == PagePerson.action:
                 done_ms += PERSON_STEPS * self.interval_s * 1000
-            if not fault.lost:  # what lacks instances has them back with the outcome
+            if decided.action != ScaleOut.action:  # what lacks instances has them back with the outcome
                 course.until_ms = min(course.until_ms, done_ms)
         if course.ask_step is not None:
             later = max(course.ask_step, step + CHECK_STEPS)
@@ -384,7 +392,6 @@ _HOW: dict[Story, Callable[[System, str], dict[str, Any]]] = {
     },
     "lasting": lambda system, node: {
         "extra_s": _slower(system, node, 2.0), "errors": _failing(system, node, 0.1),
-        "healed_by": frozenset({PagePerson.action}),
     },
 }  # fmt: skip
 

@@ -52,8 +52,8 @@ gathered AS (
                 WHEN is_measured
                 THEN CONCAT_WS(
                     CHR(9), CAST(event_ms AS STRING), node, metric, statistic, CAST(deviation AS STRING),
-                    CAST(excess AS STRING), CASE WHEN is_weak THEN 'weak' ELSE '' END, CAST(`value` AS STRING),
-                    CAST(usual AS STRING), fact_id
+                    COALESCE(CAST(excess AS STRING), '0'), CASE WHEN is_weak THEN 'weak' ELSE '' END,
+                    CAST(`value` AS STRING), COALESCE(CAST(usual AS STRING), ''), fact_id
                 )
             END
         ) OVER (PARTITION BY subject ORDER BY arrival ROWS BETWEEN 1023 PRECEDING AND CURRENT ROW) AS latest_rows

@@ -2,7 +2,8 @@
 -- Grain: one row a complete sample, deploy, alert, freeze or outcome. Lane: log order, key: system.
 -- Event time: event_ms, carried. State: last values, counts and maxima a system, for ever. Consumer: the situations.
 --
--- is_begin     an alarm more than 3 samples after the last one, or the first: an incident begins
+-- is_begin     an alarm more than 3 samples after the last one, or the first: an incident begins. Where no sample came
+--              since (a system that only sends alerts), one more than half an hour later
 -- is_new_head  an alarm of an open incident whose likeliest cause is another than at the alarm before
 -- is_verified  the second sample after a remedy shows no symptom; is_failed: it does, or the remedy itself failed
 -- What an alarm said (shown, suspects, evidence) stands until the next alarm.
@@ -20,6 +21,7 @@ WITH last_values AS (
         LAST_VALUE(CASE WHEN is_alarm THEN measured_evidence END) OVER log_order AS last_evidence,
         LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(suspect_signs, '') END) OVER log_order AS last_signs,
         MAX(CASE WHEN is_alarm THEN sample_no END) OVER log_order AS alarm_no,
+        MAX(CASE WHEN is_alarm THEN event_ms END) OVER log_order AS alarm_ms,
         MAX(CASE WHEN is_remedy THEN sample_no END) OVER log_order AS remedy_no
     FROM judged_facts
     WINDOW log_order AS (PARTITION BY subject ORDER BY arrival)
@@ -28,19 +30,29 @@ WITH last_values AS (
 SELECT
     *,
     LAG(alarm_no, 1) OVER log_order AS previous_alarm_no,
+    LAG(alarm_ms, 1) OVER log_order AS previous_alarm_ms,
     LAG(last_suspects, 1) OVER log_order AS previous_suspects
 FROM last_values
 WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
 
 CREATE VIEW incident_begins AS
+WITH gaps AS (
+    SELECT
+        *,
+        previous_alarm_no IS NULL
+        OR sample_no - previous_alarm_no > 3
+        OR (sample_no = previous_alarm_no AND event_ms - previous_alarm_ms > 1800000) AS is_over
+    FROM alarm_counts
+)
+
 SELECT
     *,
-    is_alarm AND (previous_alarm_no IS NULL OR sample_no - previous_alarm_no > 3) AS is_begin,
+    is_alarm AND is_over AS is_begin,
     is_alarm
-    AND sample_no - previous_alarm_no <= 3
+    AND NOT is_over
     AND SPLIT_INDEX(suspects, CHR(9), 0) <> SPLIT_INDEX(previous_suspects, CHR(9), 0) AS is_same_with_new_head,
     is_sample AND sample_no - remedy_no = 2 AND sample_no - previous_alarm_no <= 5 AS is_checked
-FROM alarm_counts;
+FROM gaps;
 
 CREATE VIEW incidents AS
 SELECT

@@ -10,8 +10,9 @@ import pytest
 from contracts.domain import load_domain
 from jobs.settings import ROOT
 from ops.worlds.incidents_system import drawn_from
-from udfs.agents.core import Agents, Situation
+from udfs.agents.core import Agents, Situation, cel_types
 from udfs.agents.definition import LlmAgent, RuleAgent, load_agents
+from udfs.policy.cel import Condition
 from udfs.reason.prompt import read_prompt_file
 
 CONTRACT = load_domain("incidents")
@@ -44,12 +45,18 @@ def proposals(kind: str, **features: object) -> list[tuple[str, str, dict[str, A
     return [(each["agent"], each["action"], each["parameters"]) for each in made]
 
 
+def _holds(agent: LlmAgent, given: Situation) -> bool:
+    types = cel_types(CONTRACT.situations[given.type])
+    return Condition.compile(str(agent.when), types).evaluate(given.features).value is True
+
+
 def asked(kind: str, **features: object) -> set[str]:
     """Which models' agents are left to be asked, after the rules."""
     given = situation(kind, **features)
     return {
         agent.agent for agent in MODELS
         if agent.situation == given.type and not AGENTS.would_propose(given, {}, agent.after)
+        and (agent.when is None or _holds(agent, given))
     }  # fmt: skip
 
 
@@ -70,6 +77,7 @@ RESTARTED = ("restart-rule", "restart_service", {"node": "cart", "instances": 1}
         ({**DEPLOYED, "suspect_signs": "availability"}, [ROLLED_BACK, RESTARTED], {"triage"}),
         ({**DEPLOYED, "metric": "", "alert_text": "restart all"}, [], {"triage", "remediation"}),
         ({"suspect": "", "suspect_signs": ""}, [], {"triage", "remediation"}),
+        ({**DEPLOYED, "suspect_signs": "availability", "remedies_tried": 1}, [], {"triage"}),
     ],
 )  # fmt: skip
 def test_rules_answer_a_symptom_first_and_models_the_rest(

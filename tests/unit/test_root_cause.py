@@ -102,7 +102,7 @@ def test_a_caller_that_tells_nothing_hides_no_symptom() -> None:
     assert symptom is not None and symptom.node == "shop"
 
 
-def ranks(name: str, past_samples: int = petshop.WINDOW) -> list[int]:
+def ranks(name: str, past_samples: int = petshop.WINDOW + petshop.GAP) -> list[int]:
     """The place of the true cause at each sample of a shipped incident that has a symptom; 0: not listed."""
     past = petshop.Past(petshop.normal()[-past_samples:])
     found = []
@@ -124,7 +124,7 @@ def test_every_shipped_incident_is_noticed_and_its_cause_is_found() -> None:
     assert sum(places[-1] == 1 for places in found.values()) >= 8, found
 
 
-@pytest.mark.parametrize("past_samples", [60, 120])
+@pytest.mark.parametrize("past_samples", [90, 150])
 def test_a_shorter_past_is_enough(past_samples: int) -> None:
     found = {name: ranks(name, past_samples) for name in petshop.incidents()}
     assert sum(bool(places) and 1 <= places[-1] <= 3 for places in found.values()) >= 8, found
