@@ -185,3 +185,13 @@ def test_after_a_restart_calls_wait_again_and_what_they_had_reserved_is_free() -
     found = orders(again)
     assert started(found) == [("a", "large"), ("b", "large")]
     assert [order.call.starts for order in found] == [2, 2]
+
+
+def test_what_was_answered_before_a_restart_is_used_though_its_deadline_has_passed() -> None:
+    desk = Desk(agent(concurrency=1, budget={"tokens_per_day": 1}))
+    list(desk.take(call("answered", is_answered=True, level=0)))
+    list(desk.take(call("not")))
+    late_ms = T0 + 60_000
+    found = orders(desk, late_ms)
+    assert [(o.call.call_id, o.until_ms) for o in found if isinstance(o, Start)] == [("answered", late_ms + 10_000)]
+    assert concluded(found) == [("not", None, "deadline")]

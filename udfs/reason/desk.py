@@ -27,7 +27,8 @@ class Call:
     """A situation that an agent is asked about, from its arrival to its conclusion. Kept in Flink's state.
 
     `record` is the situation's place and text: key, value, topic, partition, offset. `level` counts
-    whom it was given up with: 0 the agent's own model, then `fallback` in its order.
+    whom it was given up with: 0 the agent's own model, then `fallback` in its order. `is_answered`: a reply
+    at this level was recorded before a restart, so it is used whatever time has passed.
     """
 
     call_id: str
@@ -41,6 +42,7 @@ class Call:
     size: int
     level: int = 0
     is_asked: bool = False
+    is_answered: bool = False
     starts: int = 0
     reserved: int = 0
     taken: dict[str, float] = field(default_factory=dict)
@@ -187,8 +189,12 @@ class Desk:
                 told = "; ".join(call.troubles) or "nobody could be asked"
                 return Conclude(call, rule, self._first_why(call, why), told[:1000])
             trouble: tuple[Why, str] | None = None
+            if call.is_answered:
+                until_ms = now_ms + int(self.agent.deadline_s * 1000)
             if not has_prompt:
                 trouble = "no_prompt", f"no active prompt {self.agent.prompt!r}"
+            elif call.is_answered:
+                pass  # paid already
             elif now_ms >= until_ms:
                 trouble = "deadline", f"no turn within {self.agent.deadline_s:g} s"
             elif (open_until := self._open_until.get(model, 0)) and (now_ms < open_until or model in self._probing):
@@ -270,7 +276,7 @@ class Desk:
         if trouble is None:
             self._drop(call)
         else:
-            call.is_asked = False
+            call.is_asked = call.is_answered = False
             call.troubles.append(f"{trouble[0]}: {trouble[1]}"[:300])
             call.level += 1
             heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))

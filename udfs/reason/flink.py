@@ -111,6 +111,7 @@ class Reason(KeyedBroadcastProcessFunction):
         self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY()))
         self._desks: dict[str, Desk] = {}
         self._settling: dict[str, dict[str, Call]] = {}
+        self._unwritten: dict[str, list[Call]] = {}
         self._prompts: dict[str, Prompt] | None = None
         self._models: dict[str, LoadedModel] = {}
         self._is_ready = not any(self._ready_at.values())
@@ -165,7 +166,15 @@ class Reason(KeyedBroadcastProcessFunction):
             self._settling[agent] = {}
             if calls:
                 self._exchanges.since(min(call["appended_ms"] for call in calls))
+                self._unwritten[agent] = [call for call in desk.calls.values() if self._knows(call)]
         return desk
+
+    def _knows(self, call: Call) -> bool:
+        """Whether the call was concluded before a restart; a reply that was recorded is used again."""
+        level = self._exchanges.levels(call.call_id, TURNS)
+        if level is not None:
+            call.level, call.is_answered = level, True
+        return self._exchanges.concluded(call.call_id) is not None
 
     def _take(self, agent: str, record: list[Any]) -> Iterator[Row]:
         """One situation for one agent: asked before, answered by those before it, or a new call."""
@@ -190,21 +199,28 @@ class Reason(KeyedBroadcastProcessFunction):
             expiry_ms=min(expires, default=None), arrived_ms=_wall_ms(), appended_ms=appended_ms,
             record=[bytes(key or b"").decode(), bytes(value or b"").decode(), log_topic, partition, offset],
             size=(len(value or b"") + len(prompt.text if prompt else "") + 2000) // 3,
-            level=self._exchanges.levels(call_id, TURNS),
         )  # fmt: skip
         self._meters.taken(agent)
         for dropped in desk.take(call):
             self._conclude(agent, dropped)
         self._calls.put(call_id, orjson.dumps(call.to_dict()).decode())
-        if (concluded := self._exchanges.concluded(call_id)) is not None:
-            desk.give_up(call)
-            turn = None if concluded.turn is None else self._exchanges.exchange(call_id, concluded.turn)
-            yield from self._write(agent, call, concluded, turn)
+        if self._knows(call):
+            yield from self._write_again(agent, call)
+
+    def _write_again(self, agent: str, call: Call) -> Iterator[Row]:
+        """What was concluded before a restart, written as it was; nothing is asked."""
+        concluded = self._exchanges.concluded(call.call_id)
+        assert concluded is not None
+        self._desks[agent].give_up(call)
+        last = None if concluded.turn is None else self._exchanges.exchange(call.call_id, concluded.turn)
+        yield from self._write(agent, call, concluded, last)
 
     def _collect(self, agent: str) -> Iterator[Row]:
         """What came back, and what is to be asked now."""
         desk = self._desk(agent)
         has_changed = False
+        for call in self._unwritten.pop(agent, ()):
+            yield from self._write_again(agent, call)
         for back in self._caller.done(agent):
             has_changed = True
             yield from self._back(agent, desk, back)

@@ -76,9 +76,9 @@ class Exchanges:
     def concluded(self, call_id: str) -> Concluded | None:
         return self._concluded.get(call_id)
 
-    def levels(self, call_id: str, turns: int) -> int:
-        """The highest level of fallback that was answered before; 0 when none was."""
-        return max((turn // turns for turn in self._turns.get(call_id, ())), default=0)
+    def levels(self, call_id: str, turns: int) -> int | None:
+        """The highest level of fallback that was answered before; None when none was."""
+        return max((turn // turns for turn in self._turns.get(call_id, ())), default=None)
 
     def forget(self, call_id: str) -> None:
         """It is concluded and written: what was read back about it is needed no more."""
