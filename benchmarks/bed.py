@@ -142,7 +142,7 @@ def count_committed(bootstrap: str, name: str) -> int:
     return found
 
 
-def _reader(bootstrap: str, name: str, *, from_beginning: bool) -> Consumer:
+def _reader(bootstrap: str, name: str, *, from_beginning: bool, domain: str = "machines") -> Consumer:
     reader = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -153,7 +153,7 @@ def _reader(bootstrap: str, name: str, *, from_beginning: bool) -> Consumer:
             "fetch.wait.max.ms": 20,
         }
     )
-    full = topic(name).of("machines")
+    full = topic(name).of(domain)
     places = [TopicPartition(full, part) for part in reader.list_topics(full, timeout=10).topics[full].partitions]
     for place in places:
         begin, end = reader.get_watermark_offsets(place)
@@ -170,10 +170,11 @@ class Arrivals(threading.Thread):
     """
 
     def __init__(
-        self, bootstrap: str, name: str, of: Callable[[dict[str, Any]], str] = lambda e: str(e.get("correlationid"))
-    ) -> None:
+        self, bootstrap: str, name: str, of: Callable[[dict[str, Any]], str] = lambda e: str(e.get("correlationid")),
+        *, domain: str = "machines",
+    ) -> None:  # fmt: skip
         super().__init__(daemon=True)
-        self._reader = _reader(bootstrap, name, from_beginning=False)
+        self._reader = _reader(bootstrap, name, from_beginning=False, domain=domain)
         self._of = of
         self._stopping = threading.Event()
         self.arrived: dict[str, float] = {}

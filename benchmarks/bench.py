@@ -21,6 +21,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import reasoning
 from benchmarks.bed import bench_home
 from benchmarks.latency import approval_to_command, latency, policy_publish
 from benchmarks.rates import context_rate, govern_rate, govern_with_many_policies, open_subjects
@@ -40,6 +41,12 @@ TARGETS = {
     "approval_to_command_ms": ("a signed approval to its command, 50/s, at least once", "p99 100 ms"),
     "policy_publish_s": ("a published policy version to the first decision under it, 200 proposals/s", "1 s"),
     "subjects_1m": ("1,000,000 subjects with a command in flight each, RocksDB", "2048 MiB managed"),
+    "reason_100_ms": ("added by `reason` to a model of 1 s, 100 calls in flight; checkpoints", "p50 60 ms"),
+    "reason_300_ms": ("the same, 300 in flight", "p50 150, checkpoint 500 ms"),
+    "reason_calls_per_s": ("a model of 1 s, at most 500 calls in flight", "400 calls/s"),
+    "reason_idle_percent": ("a core, for the operator while nothing is asked", "3 %"),
+    "reason_killed": ("kill -9 of the TaskManager, 200 calls in flight", "answered once, none asked again"),
+    "alert_to_remedy_ms": ("an alert to its remediation command, model of 1 s", "p99 2500 ms"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),
     "cpu_probe_s": ("a fixed Python loop on the idle machine, before each run", "-"),
     "memory_mib": ("whole memory of the running loop, while it runs at 1000 facts/s", "4096 MiB"),
@@ -75,6 +82,12 @@ def plans() -> dict[str, Callable[[], dict[str, Any]]]:
         "approval_to_command": lambda: {"approval_to_command_ms": approval_to_command(300)},
         "policy_publish": lambda: {"policy_publish_s": policy_publish(10)},
         "subjects_1m": lambda: {"subjects_1m": open_subjects(1_000_000)},
+        "reason_100": lambda: {"reason_100_ms": reasoning.added_latency(100)},
+        "reason_300": lambda: {"reason_300_ms": reasoning.added_latency(300)},
+        "reason_throughput": lambda: {"reason_calls_per_s": reasoning.throughput()},
+        "reason_idle": lambda: {"reason_idle_percent": reasoning.idle_cost()},
+        "reason_killed": lambda: {"reason_killed": reasoning.killed()},
+        "alert_to_remedy": lambda: {"alert_to_remedy_ms": reasoning.alert_to_remedy(60)},
         "first_decision": lambda: {"first_decision_s": first_decision()},
     }
 

@@ -64,9 +64,31 @@ def proposal(number: int, machines: int, run: str) -> tuple[bytes, bytes]:
     return machine.encode(), value
 
 
+def situation(number: int, machines: int, run: str) -> tuple[bytes, bytes]:
+    """A situation as `context` writes it."""
+    machine = f"{run}-{number % machines}"
+    event_ms = START_MS + (number // machines) * STEP_MS
+    name = derive_id(f"{machine}|{number}", "bench", run)
+    value = write_event(
+        event_id=derive_id(name, "bench-situation", run),
+        source="/flyball/machines/context",
+        event_type="machines.reading_scored",
+        subject=machine,
+        time_ms=event_ms,
+        dataschema=schema_urn("machines", "machines.reading_scored"),
+        correlation_id=name,
+        causation_id=name,
+        data={
+            "event_time": format_time_ms(event_ms), "temperature": 70.0, "readings_seen": number, "level_shift": 2.0,
+            "level_peak": 3.0, "jump": 1.0, "jump_peak": 8.0, "deviation": 0.5, "baseline_mean": 69.0,
+        },
+    )  # fmt: skip
+    return machine.encode(), value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write benchmark records into Kafka.")
-    parser.add_argument("what", choices=["facts", "proposals"])
+    parser.add_argument("what", choices=["facts", "situations", "proposals"])
     parser.add_argument("--bootstrap-servers", required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--machines", type=int, default=200)
@@ -100,12 +122,12 @@ def main() -> None:
 
     name = topic(asked.what).of("machines")
     source = random.Random(mine)
-    records = (
-        fact(number, asked.machines, asked.run, source)
-        if asked.what == "facts"
-        else proposal(number, asked.machines, asked.run)
-        for number in range(mine, asked.count, of)
-    )
+    numbers = range(mine, asked.count, of)
+    if asked.what == "facts":
+        records = (fact(number, asked.machines, asked.run, source) for number in numbers)
+    else:
+        made = situation if asked.what == "situations" else proposal
+        records = (made(number, asked.machines, asked.run) for number in numbers)
     if asked.rate is None:
         for number, record in enumerate(records):
             write(*record)

@@ -120,7 +120,7 @@ def open_subjects(count: int) -> dict[str, float]:
 
 def _wait_for_checkpoint_of_all(home: Home, bootstrap: str) -> None:
     """Until `govern` runs and has completed a checkpoint that holds every proposal, and one more."""
-    lags = kafka.LagReader(bootstrap, "machines")
+    lags = kafka.LagReader(bootstrap, "machines", ["govern"])
     try:
         wait_until(
             lambda: not lags.lags()["govern"], lambda: f"expected all decided, {lags.lags()['govern']} are not",

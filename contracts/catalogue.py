@@ -12,7 +12,7 @@ from contracts.dead_letter import DeadLetter
 from contracts.decision import Decision, Grant, Noted
 from contracts.domain import load_domain
 from contracts.envelope import schema_urn
-from contracts.exchange import Abstained, Exchange
+from contracts.exchange import Concluded, Exchange
 from contracts.late_fact import LateFact
 from contracts.limit_claim import CircuitMoved, Claim, Settlement
 from contracts.model import ModelAlias
@@ -55,7 +55,7 @@ _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "policies": (Policy, PolicySwitch, Person),
     "models": (ModelAlias,),
     "prompts": (Prompt,),
-    "exchanges": (Exchange, Abstained),
+    "exchanges": (Exchange, Concluded),
     "audit-heads": (AuditHead,),
     "dead-letters": (DeadLetter,),
     "late-facts": (LateFact,),

@@ -10,6 +10,8 @@ Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]{0,63}$")]
 Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Instant = Annotated[str, Field(max_length=40, pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Several of them, in order; a JSON list where Python has a tuple.
+Identifiers = Annotated[tuple[Identifier, ...], Field(max_length=100, strict=False)]
 Scalar = str | bool | int | float | None
 # `Field(json_schema_extra=PERSONAL)`: a placeholder stands in the value's place in every prompt that leaves.
 PERSONAL: dict[str, JsonValue] = {"personal": True}
@@ -42,8 +44,13 @@ class SituationData(Data):
 
 
 class ActionParameters(Data):
-    """The parameters of one action a domain knows. `is_commanded` is False for "let it be"."""
+    """The parameters of one action a domain knows. `is_commanded` is False for "let it be".
+
+    `resource` names the parameter that says what is acted on, where a subject has several such things: the
+    loop guard then tells the same action on another of them apart.
+    """
 
     event_type: ClassVar[str] = "flyball.action"
     action: ClassVar[str]
     is_commanded: ClassVar[bool] = True
+    resource: ClassVar[str | None] = None

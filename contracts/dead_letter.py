@@ -29,6 +29,7 @@ class Cause(StrEnum):
     ROW_INVALID = "row_invalid"
     MODEL_REFUSED = "model_refused"
     POLICY_REFUSED = "policy_refused"
+    REPLY_REFUSED = "reply_refused"
     SIGNATURE_INVALID = "signature_invalid"
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from contracts.data import Data, Digest, Identifier, Instant, Scalar, Slug
+from contracts.data import Data, Digest, Identifier, Identifiers, Instant, Scalar, Slug
 from contracts.proposal import ModelUsed, Reasoned
 
 Verdict = Literal["allow", "deny", "hold"]
@@ -184,8 +184,8 @@ class Decision(Data):
     model: ModelUsed | None = None
     reasoned: Reasoned | None = None
     fallback: str = Field(default="", max_length=300)
-    suspects: tuple[Identifier, ...] = ()
-    evidence: tuple[Identifier, ...] = ()
+    suspects: Identifiers = ()
+    evidence: Identifiers = ()
     policy_set_digest: Digest
     policies: tuple[PolicyMatch, ...] = ()
     counters: dict[str, int | float] = {}

@@ -8,7 +8,9 @@ FlyballError
 │   ├── JobFailed          a Flink job failed; carries its root cause
 │   ├── BadInput           a record, file or event that does not fit its contract (has a code)
 │   ├── ModelRefused       a model artefact that does not match its digest or does not load
-│   └── PolicyRefused      a policy that does not parse, type-check or meet its examples
+│   ├── PolicyRefused      a policy that does not parse, type-check or meet its examples
+│   ├── ReplyRefused       a language model's reply that breaks a rule (has a code)
+│   └── ToolRefused        a look-up that may not be made, or that gave nothing (has a code)
 └── Programming            a bug in Flyball: never caught, fails the job
 """
 
@@ -55,6 +57,28 @@ class BadInput(Terminal):
 
 class ModelRefused(Terminal):
     """A model artefact that does not match its digest, does not load or gives a wrong shape."""
+
+
+class ReplyRefused(Terminal):
+    """A language model's reply that may not become a proposal.
+
+    `code`: too_long, not_json, wrong_schema, undeclared_action, wrong_parameters or unknown_evidence. The
+    message may be told to the model; it holds nothing but what the model itself wrote, and the rule.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ToolRefused(Terminal):
+    """A look-up that may not be made (undeclared_tool, not_json, wrong_arguments, wrong_tool) or that gave
+    nothing (tool_failed, tool_timeout). The message may be told to the model; it holds no argument's value.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,27 @@ class Exchange(Data):
     latency_ms: int = Field(ge=0, description="wall time")
 
 
-class Abstained(Data):
-    """An agent was asked by a situation and proposed nothing, and nobody did in its place."""
+class Concluded(Data):
+    """What came of asking an agent about a situation; recorded before anything else is written.
 
-    event_type: ClassVar[str] = "flyball.abstained"
+    proposed: the reply of the exchange `turn` became a proposal. fell_back: the rule agent `by` was asked
+    in its place. abstained: nobody proposes. `why` tells of the two latter what stood in the way.
+    """
+
+    event_type: ClassVar[str] = "flyball.concluded"
 
     call_id: Identifier
     agent: Slug
     agent_version: int = Field(ge=1)
     situation_id: Identifier
-    why: Literal["abstained", "budget", "circuit_open", "deadline", "failed", "malformed", "expired", "no_prompt"]
-    explanation: str = Field(max_length=1000)
+    how: Literal["proposed", "fell_back", "abstained"]
+    why: Literal["", "abstained", "budget", "circuit_open", "deadline", "failed", "malformed", "expired", "no_prompt"] = ""
+    explanation: str = Field(default="", max_length=1000)
+    by: str = Field(default="", max_length=200, description="the model that answered, or the rule agent that did instead")
+    turn: int | None = Field(default=None, ge=0, description="of the reply that counted, or of the last that did not fit")
+    asked: int = Field(default=0, ge=0, description="replies read, all levels of fallback together")
+    tokens_in: int = Field(default=0, ge=0)
+    tokens_out: int = Field(default=0, ge=0)
+    cost: float = Field(default=0.0, ge=0)
+    latency_ms: int = Field(default=0, ge=0, description="wall time from the situation's arrival")
+    starts: int = Field(default=0, ge=0, description="over 1: a call in flight was lost and made again, perhaps paid twice")

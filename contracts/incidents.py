@@ -94,6 +94,7 @@ class IncidentSituation(SituationData):
     usual: float | None = Field(description="the series' own recent past")
     deviation: float | None = Field(description="how far off, in robust deviations of its past")
     suspect: str = Field(description="the likeliest cause; empty: nobody stands out")
+    suspect_signs: str = Field(description="its metrics that are far off, the farthest first, by space; empty: none")
     deploy_id: str | None = Field(description="the suspect's last deploy before the symptom; null: none within the window")
     deployed_by: str | None = Field(json_schema_extra=PERSONAL)
     minutes_since_deploy: float | None
@@ -151,6 +152,7 @@ class RestartService(ActionParameters):
     """Restart so many instances of a node."""
 
     action: ClassVar[str] = "restart_service"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -160,6 +162,7 @@ class RollBack(ActionParameters):
     """Take a deploy back."""
 
     action: ClassVar[str] = "roll_back"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     deploy_id: Identifier
@@ -169,6 +172,7 @@ class ScaleOut(ActionParameters):
     """Add instances to a node."""
 
     action: ClassVar[str] = "scale_out"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     instances: int = Field(ge=1, le=100)
@@ -178,6 +182,7 @@ class ShiftTraffic(ActionParameters):
     """Send a node's traffic elsewhere."""
 
     action: ClassVar[str] = "shift_traffic"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -186,6 +191,7 @@ class OpenCircuit(ActionParameters):
     """Let a node's callers do without it for a while."""
 
     action: ClassVar[str] = "open_circuit"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
 
@@ -194,6 +200,7 @@ class PagePerson(ActionParameters):
     """Wake somebody: the loop found no remedy."""
 
     action: ClassVar[str] = "page_person"
+    resource: ClassVar[str | None] = "node"
 
     node: Node
     reason: str = Field(max_length=500)
@@ -203,6 +210,7 @@ class CloseIncident(ActionParameters):
     """The symptom went after a remedy."""
 
     action: ClassVar[str] = "close_incident"
+    resource: ClassVar[str | None] = "incident_id"
 
     incident_id: str = Field(max_length=256)
 

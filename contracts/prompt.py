@@ -12,7 +12,7 @@ from contracts.data import Data, Digest, Slug
 class Prompt(Data):
     """From now on agents that name `prompt_id` ask with this text.
 
-    `schema` names what the reply must be: `proposal` (one declared action with its parameters, confidence,
+    `reply_schema` names what the reply must be: `proposal` (one declared action with its parameters, confidence,
     reason and evidence, or to abstain).
     """
 
@@ -22,6 +22,6 @@ class Prompt(Data):
     version: int = Field(ge=1)
     status: Literal["active", "retired"] = "active"
     model: str = Field(min_length=1, max_length=200, description="the model it was written for")
-    reply_schema: Literal["proposal"] = Field(default="proposal", alias="schema")
+    reply_schema: Literal["proposal"] = "proposal"
     text: str = Field(min_length=1, max_length=100_000)
     sha256: Digest = Field(description="of the text")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from contracts.data import Data, Digest, Identifier, Instant, Scalar, Slug
+from contracts.data import Data, Digest, Identifier, Identifiers, Instant, Scalar, Slug
 
 
 class ModelUsed(Data):
@@ -54,5 +54,5 @@ class Proposal(Data):
     model: ModelUsed | None = None
     reasoned: Reasoned | None = None
     fallback: str = Field(default="", max_length=300)
-    suspects: tuple[Identifier, ...] = Field(default=(), max_length=100, description="likeliest first")
-    evidence: tuple[Identifier, ...] = Field(default=(), max_length=100, description="ids of events")
+    suspects: Identifiers = Field(default=(), description="likeliest first")
+    evidence: Identifiers = Field(default=(), description="ids of events")

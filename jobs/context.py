@@ -7,7 +7,8 @@
 Every view of sql/<domain>/ sees one view per fact type (`machine_temperature_measured`, ...,
 `flyball_outcome`) with the columns of FACT_COLUMNS and the fact's own data fields. Every situation
 type of the contract is filled from the view that has its short name (`machines.reading_scored` ->
-`reading_scored`), which must give subject, cause_id, event_ms, correlation_id, hops and the data.
+`reading_scored`), which must give subject, cause_id, event_ms, correlation_id, hops and the data, and may give
+the fact's traceparent.
 
 Order: rows of one subject stay in their partition's order from the source to the sinks; no exchange
 on another key comes before a log-order query (tests/flink reads the plan). Restart: at least once,
@@ -32,7 +33,7 @@ from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
 from contracts.late_fact import LateFact
-from jobs.environment import register_step, submit, table_environment
+from jobs.environment import EPOCH_MS, register_step, submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
 from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type, scalar_functions
@@ -108,7 +109,9 @@ def build(
         "INSERT INTO dead_letters_sink SELECT dead_key, dead_letter FROM typed_facts WHERE dead_key IS NOT NULL"
     )
     for kind, situation in contract.situations.items():
-        statements.add_insert_sql(_insert_situation(settings.domain, kind, situation))
+        view = kind.split(".", 1)[1]
+        is_traced = "traceparent" in t_env.from_path(view).get_schema().get_field_names()
+        statements.add_insert_sql(_insert_situation(settings.domain, kind, situation, is_traced=is_traced))
     statements.add_insert_sql(_insert_late_facts(settings.domain))
     return statements
 
@@ -129,7 +132,7 @@ def _register_facts(
         # Without the inner SELECT, the source's event time would be computed once more for each record.
         " FROM (SELECT record_key, record_value, `topic`, `partition`, `offset`, appended_at FROM raw_facts),"
         " LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
-        f" `offset`, {_EPOCH_MS})) AS T({names})"
+        f" `offset`, {EPOCH_MS})) AS T({names})"
     )
     register_step(t_env, "typed_facts", validated)
     kept = [f"`{name}`" for name in typed if name not in ("dead_key", "dead_letter", "fact_hash")]
@@ -148,12 +151,6 @@ def _register_facts(
         )
 
 
-_EPOCH_MS = (
-    "CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', CAST(appended_at AS TIMESTAMP(3))) AS BIGINT)"
-    " * 1000"
-)
-
-
 def _instant(event_ms: str) -> str:
     """SQL for event time as the envelope writes it."""
     return f"DATE_FORMAT(TO_TIMESTAMP_LTZ({event_ms}, 3), 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''')"
@@ -164,7 +161,7 @@ def _derived_id(cause_id: str, kind: str) -> str:
     return f"SUBSTRING(SHA256(CONCAT_WS('|', {cause_id}, '{NAME}', '{kind}', '0')), 1, 32)"
 
 
-def _insert_situation(domain: str, kind: str, situation: type[SituationData]) -> str:
+def _insert_situation(domain: str, kind: str, situation: type[SituationData], *, is_traced: bool) -> str:
     """One INSERT per situation type: the envelope around the columns of its view."""
     view = kind.split(".", 1)[1]
     instant = _instant("event_ms")
@@ -176,7 +173,7 @@ def _insert_situation(domain: str, kind: str, situation: type[SituationData]) ->
         f" {_derived_id('cause_id', kind)},"
         f" '/flyball/{domain}/{NAME}', '{kind}', subject, {instant}, 'application/json',"
         f" '{schema_urn(domain, kind, situation.schema_version)}', correlation_id, cause_id,"
-        f" CAST(NULL AS STRING), hops, ROW({data}) FROM {view}"
+        f" {'traceparent' if is_traced else 'CAST(NULL AS STRING)'}, hops, ROW({data}) FROM {view}"
     )
 
 

@@ -16,6 +16,12 @@ from pyflink.util.java_utils import to_jarray
 from jobs.chaining import drop_exchanges_on_the_same_key
 from jobs.settings import Settings
 
+# SQL for when the broker appended a record, to the second, as ms since 1970. TIMESTAMPDIFF is an INT.
+EPOCH_MS = (
+    "CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', CAST(appended_at AS TIMESTAMP(3))) AS BIGINT)"
+    " * 1000"
+)
+
 
 def configuration(name: str, settings: Settings) -> Configuration:
     """What differs from conf/flink.yaml for this job."""
@@ -42,6 +48,9 @@ def configuration(name: str, settings: Settings) -> Configuration:
     elif name != "context":
         # Each record is handed on at once: a timer that flushes every ms costs more at their rates.
         values["execution.buffer-timeout.interval"] = "0 ms"
+    if name == "reason":
+        # Its Python waits on HTTP and on nobody's lock; state over gRPC is fast enough for its rates.
+        values |= {"python.execution-mode": "process"}
     if name == "govern":
         # Ids of months, checkpointed four times a second: only what changed may be written.
         values |= {"state.backend.type": "rocksdb", "execution.checkpointing.incremental": "true"}
@@ -121,12 +130,16 @@ def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:
     )
 
 
-def records(t_env: StreamTableEnvironment, table: str) -> DataStream:
-    """A raw source as a stream of (key, value, topic, partition, offset); bytes stay bytes."""
+def records(t_env: StreamTableEnvironment, table: str, *, with_appended: bool = False) -> DataStream:
+    """A raw source as a stream of (key, value, topic, partition, offset); bytes stay bytes.
+
+    `with_appended` adds when the broker appended it (ms since 1970).
+    """
+    appended = f", {EPOCH_MS} AS appended_ms" if with_appended else ""
     return t_env.to_data_stream(
         t_env.sql_query(
             "SELECT record_key, record_value, `topic` AS log_topic,"
-            f" CAST(`partition` AS BIGINT) AS log_partition, `offset` AS log_offset FROM {table}"
+            f" CAST(`partition` AS BIGINT) AS log_partition, `offset` AS log_offset{appended} FROM {table}"
         )
     )
 

@@ -35,6 +35,10 @@ class Settings(BaseModel):
     govern_reads_situations: bool = Field(
         default=False, description="so that policies with current_by see changes nobody proposed on"
     )
+    models_url: str = Field(
+        default="", description="base URL of the OpenAI-compatible server; empty: OPENAI_BASE_URL where `reason` runs"
+    )
+    reason_in_flight: int = Field(default=500, ge=1, le=10_000, description="calls of models at once, all agents")
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"
     )

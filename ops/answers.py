@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from ops.world import DecisionOf, NewFact
+from ops.world import Decided, DecisionOf, NewFact
 
 # Decisions are asked for in batches of half a day, so that the emitter is not flushed for each.
 BATCH_MS = 12 * 3_600_000
@@ -15,8 +15,8 @@ BATCH_MS = 12 * 3_600_000
 PATIENCE = 3
 # When (event time, ms) a fact's decision is asked for, and by which key; None: it waits for none.
 Awaits = Callable[[NewFact], tuple[int, str] | None]
-# What follows from a fact, given verdict and action of its decision (None: never decided).
-Follows = Callable[[NewFact, tuple[str, str] | None], Iterable[NewFact]]
+# What follows from a fact, given its decision (None: never decided).
+Follows = Callable[[NewFact, Decided | None], Iterable[NewFact]]
 
 
 def with_answers(

@@ -25,6 +25,7 @@ app = typer.Typer(
 )  # fmt: skip
 policy_app = typer.Typer(help="Policies as versioned events.", no_args_is_help=True)
 model_app = typer.Typer(help="Models as versioned events.", no_args_is_help=True)
+prompt_app = typer.Typer(help="Prompts of language models as versioned events.", no_args_is_help=True)
 letters_app = typer.Typer(help="Bad input with its cause and position.", no_args_is_help=True)
 approvals_app = typer.Typer(help="What waits for people.", no_args_is_help=True)
 audit_app = typer.Typer(help="Proof of what was decided, and its story.", no_args_is_help=True)
@@ -32,6 +33,7 @@ contracts_app = typer.Typer(help="The generated contracts.", invoke_without_comm
 app.add_typer(policy_app, name="policy")
 app.add_typer(approvals_app, name="approvals")
 app.add_typer(model_app, name="model")
+app.add_typer(prompt_app, name="prompt")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(audit_app, name="audit")
@@ -854,6 +856,149 @@ def model_list(domain: Domain, as_json: AsJson = False) -> None:
     out.print(table)
 
 
+# -------------------------------------------------------------------------------------- prompts
+
+
+@command(prompt_app, "check")
+def prompt_check(domain: Domain, files: Annotated[list[Path] | None, typer.Argument()] = None) -> None:
+    """Check prompt files (default: all of conf/DOMAIN/prompts); needs no broker."""
+    from ops import prompts
+
+    for prompt in prompts.check_files(files) if files else prompts.shipped_prompts(domain):
+        out.print(f"ok {prompts.name_of(prompt)} for {prompt.model} ({len(prompt.text)} characters, sha256 {prompt.sha256[:12]})")
+
+
+@command(prompt_app, "publish")
+def prompt_publish(domain: Domain, files: Annotated[list[Path] | None, typer.Argument()] = None) -> None:
+    """Check and publish prompt files; all or nothing. The newest version asks, without restart."""
+    from ops import prompts
+
+    chosen = prompts.check_files(files) if files else prompts.shipped_prompts(domain)
+    for name in prompts.publish(_bootstrap(), domain, chosen, now_ms=_now_ms()):
+        out.print(f"published {name}")
+
+
+@command(prompt_app, "list")
+def prompt_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every published prompt version with its status."""
+    from ops import prompts
+
+    rows = [
+        {"prompt": name, "status": p.prompt.status, "model": p.prompt.model, "schema": p.prompt.reply_schema,
+         "sha256": p.prompt.sha256, "published_at": p.published_at, "offset": p.offset}
+        for name, p in prompts.published(_bootstrap(), domain).items()
+    ]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None)
+    for column in ("prompt", "status", "model", "sha256", "published_at"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in ("prompt", "status", "model", "sha256", "published_at")))
+    out.print(table)
+
+
+@command(prompt_app, "show")
+def prompt_show(
+    domain: Domain, name: Annotated[str, typer.Argument(metavar="ID[@VERSION]")], as_json: AsJson = False
+) -> None:
+    """One published prompt: the newest version, or the one named."""
+    from ops import prompts
+
+    found = prompts.published(_bootstrap(), domain)
+    if "@" in name:
+        chosen = found.get(name)
+    else:
+        versions = [p for p in found.values() if p.prompt.prompt_id == name]
+        chosen = max(versions, key=lambda p: p.prompt.version, default=None)
+    if chosen is None:
+        raise SetupFailed(f"expected one of {sorted(found)}, came {name!r}")
+    prompt = chosen.prompt
+    if as_json:
+        _print_json(prompt.model_dump(mode="json"))
+        return
+    out.print(f"{prompts.name_of(prompt)} {prompt.status}, for {prompt.model}, sha256 {prompt.sha256}")
+    out.print(prompt.text, markup=False, highlight=False)
+
+
+@command(prompt_app, "test")
+def prompt_test(
+    domain: Domain,
+    file: Annotated[Path | None, typer.Argument(help="default: conf/DOMAIN/prompts_test.yaml")] = None,
+    live: Annotated[bool, typer.Option("--live", help="ask the server at OPENAI_BASE_URL instead of the recorded replies")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a given/expect table of prompts against recorded replies, or a live model; needs no broker."""
+    import os
+
+    from contracts.domain import load_domain
+    from ops import prompt_tests
+
+    if live and not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+        raise SetupFailed("--live: set OPENAI_BASE_URL (and OPENAI_API_KEY), for instance to what './flyball model-server' prints")
+    results = prompt_tests.run(domain, file, ask=prompt_tests.live(load_domain(domain)) if live else None)
+    failed = sum(result.problem is not None for result in results)
+    left_out = sum(result.left_out for result in results)
+    if as_json:
+        _print_json([{"case": r.case, "problem": r.problem, "left_out": r.left_out} for r in results])
+        if failed:
+            raise typer.Exit(1)
+        return
+    for result in results:
+        state = "[dim]left out[/dim]" if result.left_out else "[green]ok[/green]" if result.problem is None else "[red]failed[/red]"
+        out.print(f"{state} {result.case}")
+        if result.problem is not None:
+            out.print(f"   {result.problem}", markup=False, highlight=False)
+    if failed:
+        raise SetupFailed(f"{failed} of {len(results)} cases failed")
+    out.print(f"{len(results) - left_out} cases passed" + (f", {left_out} left out" if left_out else ""))
+
+
+@command(app, "model-server")
+def model_server(
+    port: Annotated[int, typer.Option(help="0 chooses a free one")] = 8089,
+    latency_ms: Annotated[float, typer.Option(help="from a request to its answer")] = 1000,
+    jitter_ms: Annotated[float, typer.Option(help="added or taken off, evenly")] = 0,
+    error_rate: Annotated[float, typer.Option(help="share answered 500, 502 or 503")] = 0,
+    malformed_rate: Annotated[float, typer.Option(help="share of replies that do not fit")] = 0,
+    rate_limit_rate: Annotated[float, typer.Option(help="share answered 429, with Retry-After")] = 0,
+    retry_after_s: Annotated[float, typer.Option(help="what a 429 says")] = 1,
+    hang_rate: Annotated[float, typer.Option(help="share never answered")] = 0,
+    seed: Annotated[int, typer.Option(help="of the dice for all of these")] = 1,
+    rules: Annotated[list[Path] | None, typer.Option(help="scripted replies, e.g. conf/DOMAIN/model_rules.yaml; may be repeated")] = None,
+    log: Annotated[Path | None, typer.Option(help="append each request and its reply here, as JSONL")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """An OpenAI-compatible server with scripted replies, for tests and the demo. Ends with Ctrl-C."""
+    from pydantic import ValidationError
+
+    from ops.model_rules import load_rules
+    from ops.model_server import Behaviour, ModelServer, serve
+
+    try:
+        behaviour = Behaviour(
+            latency_ms=latency_ms, jitter_ms=jitter_ms, error_rate=error_rate, malformed_rate=malformed_rate,
+            rate_limit_rate=rate_limit_rate, retry_after_s=retry_after_s, hang_rate=hang_rate, seed=seed,
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SetupFailed(f"--{'-'.join(map(str, first['loc'])).replace('_', '-') or 'rates'}: {first['msg']}") from None
+
+    def ready(server: ModelServer) -> None:
+        if as_json:
+            sys.stdout.write(json.dumps({"base_url": server.base_url}) + "\n")
+            sys.stdout.flush()
+        else:
+            out.print(f"listening; elsewhere: export OPENAI_BASE_URL={server.base_url} OPENAI_API_KEY=none", soft_wrap=True)
+
+    stats = serve(behaviour, load_rules(rules or []), port=port, log=log, ready=ready)
+    if as_json:
+        _print_json(stats)
+    else:
+        out.print(f"{stats['requests']} requests, {stats['cancelled']} cancelled, by status {stats['by_status']}")
+
+
 # ------------------------------------------------------------------------------------ bad input
 
 
@@ -969,7 +1114,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="measure only this; may be repeated: context, govern, govern_50, at_least_once, exactly_once,"
-            " latency_50_policies, approval_to_command, policy_publish, subjects_1m, first_decision"
+            " latency_50_policies, approval_to_command, policy_publish, subjects_1m, reason_100, reason_300,"
+            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, first_decision"
         ),
     ] = None,
     runs: Annotated[int, typer.Option(help="runs of each measurement; medians are printed")] = 3,

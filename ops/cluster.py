@@ -149,6 +149,7 @@ def environment(home: Home, java: Path) -> dict[str, str]:
     return {
         "JAVA_HOME": str(java),
         "FLINK_HOME": str(FLINK),
+        "FLYBALL_HOME": str(home.path),  # where look-ups of language models' agents find their databases
         "FLINK_CONF_DIR": str(conf_dir(home)),
         "FLINK_LIB_DIR": str(links(home, "lib")),
         "FLINK_OPT_DIR": str(links(home, "opt")),

@@ -14,13 +14,16 @@ from typing import Any
 
 import httpx
 
+from contracts.domain import load_domain
 from contracts.errors import JobFailed
+from jobs.settings import load_settings
 from ops import cluster
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
+from udfs.agents.definition import LlmAgent, load_agents
 
-JOBS = ("context", "propose", "govern")
+JOBS = ("context", "propose", "reason", "govern")
 SUBMIT_PATIENCE_S = 180.0
 
 
@@ -36,6 +39,13 @@ class JobState:
     last_checkpoint_ms: int | None
     last_checkpoint_path: str | None
     started_ms: int
+
+
+def jobs_of(domain: str) -> tuple[str, ...]:
+    """The jobs a domain runs: `reason` only where agents.yaml has agents that ask a language model."""
+    agents = load_agents(load_settings(domain).agents_file, load_domain(domain))
+    has_llm = any(isinstance(agent, LlmAgent) for agent in agents)
+    return tuple(job for job in JOBS if job != "reason" or has_llm)
 
 
 def client_environment(home: Home) -> dict[str, str]:
@@ -60,9 +70,10 @@ class Submission:
     """
 
     def __init__(
-        self, home: Home, domain: str, jobs: Iterable[str] = JOBS,
+        self, home: Home, domain: str, jobs: Iterable[str] | None = None,
         *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
+        jobs = jobs_of(domain) if jobs is None else tuple(jobs)
         self._name = f"{domain}: {', '.join(jobs)}"
         self._log = home.logs / f"submit-{domain}.out"
         command = [sys.executable, "-m", "ops.submit", "--domain", domain, *jobs, *options]
@@ -188,6 +199,21 @@ def restarts(home: Home, job_id: str) -> int:
     return int(found[0]["value"]) if found else 0
 
 
+def open_calls(home: Home, domain: str) -> int:
+    """How many calls of language models wait or are in flight, by the operator's own metrics."""
+    port = rest_port(home)
+    found = 0
+    for job in states(home, domain):
+        if job.name != f"{domain}.reason" or job.state != "RUNNING":
+            continue
+        for vertex in cluster.get(port, f"/jobs/{job.job_id}")["vertices"]:
+            path = f"/jobs/{job.job_id}/vertices/{vertex['id']}/subtasks/metrics"
+            names = [m["id"] for m in cluster.get(port, path) if m["id"].endswith((".in_flight", ".waiting"))]
+            if names:
+                found += sum(int(m["sum"]) for m in cluster.get(port, f"{path}?get={','.join(names)}&agg=sum"))
+    return found
+
+
 def check(home: Home, domain: str) -> None:
     """Raises JobFailed with the root cause when a job of `domain` failed for good."""
     for job in states(home, domain):
@@ -195,9 +221,11 @@ def check(home: Home, domain: str) -> None:
             raise JobFailed(f"job {job.name} failed: {root_cause(home, job.job_id)}")
 
 
-def wait_running(home: Home, domain: str, jobs: Iterable[str] = JOBS, *, timeout_s: float = 120) -> None:
+def wait_running(
+    home: Home, domain: str, jobs: Iterable[str] | None = None, *, timeout_s: float = 120
+) -> None:
     """Until every task of every job runs. Raises JobFailed with the cause when one does not."""
-    port, wanted = rest_port(home), {f"{domain}.{job}" for job in jobs}
+    port, wanted = rest_port(home), {f"{domain}.{job}" for job in (jobs_of(domain) if jobs is None else jobs)}
     patience = 3  # restarts of a job that has not run yet: then say why instead of trying on
     deadline = time.monotonic() + timeout_s
     while True:

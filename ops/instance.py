@@ -168,14 +168,16 @@ def stop_orphans(home: Home) -> bool:
 
 
 def memory_mib(home: Home) -> dict[str, float]:
-    """Proportional memory (PSS) of each process of the instance, in MiB."""
+    """Proportional memory (PSS) of each process of the instance and what it started, in MiB."""
     found = {}
     pids = {name: entry.get("pid") for name, entry in _processes(home).items()}
     pids["supervisor"] = home.read_state().get("supervisor_pid")
     for name, pid in pids.items():
         if isinstance(pid, int):
             try:
-                found[name] = psutil.Process(pid).memory_full_info().pss / 2**20
+                process = psutil.Process(pid)
+                started = [] if name == "supervisor" else process.children(recursive=True)
+                found[name] = sum(p.memory_full_info().pss for p in (process, *started)) / 2**20
             except psutil.Error:
                 continue
     return found
@@ -189,6 +191,11 @@ def want_actuator(home: Home, domain: str, seed: int) -> None:
 def want_sealer(home: Home, domain: str) -> None:
     """Ask the supervisor for the sealer of `domain`'s audit heads."""
     _want(home, "sealer", domain, [])
+
+
+def want_model_server(home: Home, domain: str, port: int) -> None:
+    """Ask the supervisor for a scripted model server, for a domain whose agents need one and have no other."""
+    _want(home, "model_server", domain, ["--port", str(port)])
 
 
 def _want(home: Home, kind: str, domain: str, arguments: list[str]) -> None:
@@ -206,6 +213,10 @@ def wait_actuator(home: Home, domain: str) -> None:
 
 def wait_sealer(home: Home, domain: str) -> None:
     _wait_for(home, "sealer", domain)
+
+
+def wait_model_server(home: Home, domain: str) -> None:
+    _wait_for(home, "model_server", domain)
 
 
 def _wait_for(home: Home, kind: str, domain: str) -> None:

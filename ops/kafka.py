@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import confluent_kafka
@@ -220,19 +220,20 @@ READERS = {
 
 
 class LagReader:
-    """How many records each reader of a domain has yet to read, by its committed offsets.
+    """How many records each reader of a domain (its `jobs`, and the actuator) has yet to read, by its committed offsets.
 
     Flink commits offsets when a checkpoint completes, so a lag is at most one interval old.
     """
 
-    def __init__(self, bootstrap_servers: str, domain: str) -> None:
+    def __init__(self, bootstrap_servers: str, domain: str, jobs: Iterable[str]) -> None:
         self._domain = domain
+        self._readers = {name: READERS[name] for name in (*jobs, "actuator")}
         self._admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
         self._reader = consumer(bootstrap_servers)
 
     def lags(self) -> dict[str, int]:
         found = {}
-        for reader, names in READERS.items():
+        for reader, names in self._readers.items():
             where = partitions(self._reader, [f"{self._domain}.{name}" for name in names])
             ends = self._reader.end_offsets(where)
             group = f"{self._domain}-{reader}"

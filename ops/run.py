@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, people, shipped, trace
 from ops.home import Home
 from ops.player import Emitted, Emitter, Item, read_file, with_references
+from ops.ports import choose
 from ops.watch import Seen, Watch, percentiles
 from ops.world import NewFact, World, load_world
 
@@ -67,6 +68,10 @@ def bring_up(
     if not is_started:
         instance.start(home, fresh=is_fresh, while_pid=while_pid)
     resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+    models_port = 0
+    if "reason" in flink_jobs.jobs_of(domain) and not (settings.models_url or os.environ.get("OPENAI_BASE_URL")):
+        models_port = choose({"models": 0})["models"]
+        options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
     submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
@@ -74,15 +79,19 @@ def bring_up(
             kafka.create_topics(bootstrap, domain)
             shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
             instance.wait_ready(home)
-        with console.status(f"submitting {', '.join(flink_jobs.JOBS)}"):
+        with console.status(f"submitting {', '.join(flink_jobs.jobs_of(domain))}"):
             submission.go()
             instance.want_actuator(home, domain, seed)
             instance.want_sealer(home, domain)
+            if models_port:
+                instance.want_model_server(home, domain, models_port)
             submission.wait()
             flink_jobs.want(home, domain, options)
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)
+            if models_port:
+                instance.wait_model_server(home, domain)
     except BaseException:
         submission.cancel()
         raise
@@ -123,7 +132,7 @@ def items(asked: Asked, settings: Settings, world: World, watch: Watch) -> Itera
     refused: list[Item] = []
     if path is None:
         count = asked.count or settings.default_count
-        facts: Iterator[NewFact | None] = world.generate(seed=asked.seed, count=count)
+        facts: Iterable[NewFact | None] = world.generate(seed=asked.seed, count=count)
     else:
 
         def from_file() -> Iterator[NewFact | None]:
@@ -237,7 +246,7 @@ def _wait_until_quiet(
 ) -> None:  # fmt: skip
     """Until the input is played, every job has read all there is, and every command has its outcome."""
     bootstrap = str(home.read_state()["bootstrap_servers"])
-    lags = kafka.LagReader(bootstrap, domain)
+    lags = kafka.LagReader(bootstrap, domain, flink_jobs.jobs_of(domain))
     calm = 0
     quiet_since = time.monotonic()
     last_change = -1.0
@@ -262,7 +271,11 @@ def _wait_until_quiet(
                     quiet_since = time.monotonic()
                     calm = 0
                     continue
-                is_calm = not watch.seen.open_commands and not any(lags.lags().values())
+                is_calm = (
+                    not watch.seen.open_commands
+                    and not any(lags.lags().values())
+                    and not flink_jobs.open_calls(home, domain)
+                )
                 calm = calm + 1 if is_calm else 0
                 if time.monotonic() - quiet_since > QUIET_PATIENCE_S:
                     raise JobFailed(

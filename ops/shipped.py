@@ -1,4 +1,4 @@
-"""What a domain ships: policies, people and models, checked, and published where a topic lacks them."""
+"""What a domain ships: policies, people, models and prompts, checked, and published where a topic lacks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from contracts.approval import Person
 from contracts.model import ModelAlias
 from contracts.policy import Policy
-from ops import models, people, policies
+from contracts.prompt import Prompt
+from ops import models, people, policies, prompts
 from ops.home import Home
 
 
@@ -18,6 +19,7 @@ class Shipped:
     policies: list[Policy]
     people: list[Person]
     models: list[ModelAlias]
+    prompts: list[Prompt]
 
 
 def load(home: Home, domain: str) -> Shipped:
@@ -29,6 +31,7 @@ def load(home: Home, domain: str) -> Shipped:
         policies.check_files(domain, policies.policy_files(domain)),
         people.people(home, domain),
         models.shipped_models(domain),
+        prompts.shipped_prompts(domain),
     )
 
 
@@ -42,4 +45,7 @@ def publish_new(bootstrap_servers: str, domain: str, shipped: Shipped, *, now_ms
     aliases = {str(event.get("subject")) for _, event in models.published(bootstrap_servers, domain)}
     new_models = [m for m in shipped.models if f"{m.alias}/{m.version}" not in aliases]
     models.publish(bootstrap_servers, domain, new_models, now_ms=now_ms)
-    return [each.person for each in changed] + names + [f"{m.alias}/{m.version}" for m in new_models]
+    asked_with = prompts.published(bootstrap_servers, domain)
+    new_prompts = [p for p in shipped.prompts if prompts.is_news(p, asked_with)]
+    told = prompts.publish(bootstrap_servers, domain, new_prompts, now_ms=now_ms)
+    return [each.person for each in changed] + names + [f"{m.alias}/{m.version}" for m in new_models] + told

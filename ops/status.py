@@ -65,7 +65,7 @@ def gather(home: Home) -> dict[str, Any]:
                 row["cause"] = flink_jobs.root_cause(home, job.job_id)
             found["jobs"].append(row)
         for domain in running_domains(home):
-            lags = kafka.LagReader(str(state["bootstrap_servers"]), domain)
+            lags = kafka.LagReader(str(state["bootstrap_servers"]), domain, flink_jobs.jobs_of(domain))
             found["lag"][domain] = lags.lags()
             lags.close()
     except (httpx.HTTPError, FlyballError) as error:

@@ -23,9 +23,11 @@ def main() -> None:
     parser.add_argument("jobs", nargs="+")
     parser.add_argument("--domain", required=True)
     parser.add_argument("--parallelism", type=int)
+    parser.add_argument("--models-url")
     parser.add_argument("--resume-from", type=json.loads, default={})
     asked = parser.parse_args()
-    overrides = {} if asked.parallelism is None else {"parallelism": asked.parallelism}
+    given = {"parallelism": asked.parallelism, "models_url": asked.models_url}
+    overrides = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(asked.domain, **overrides)
     planned = {}
     for name in asked.jobs:

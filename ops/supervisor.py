@@ -35,7 +35,7 @@ RESTART_WINDOW_S = 600.0
 # A JVM that writes its class data at its first end takes some seconds for it.
 STOP_PATIENCE_S = 30.0
 # One of each a domain: `python -m ops.<kind> DOMAIN`, asked for in run/<kind>s/<domain>.json.
-SIDE_PROCESSES = ("actuator", "sealer")
+SIDE_PROCESSES = ("actuator", "sealer", "model_server")
 
 
 @dataclass

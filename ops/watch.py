@@ -13,10 +13,11 @@ import orjson
 from kafka import TopicPartition
 
 from contracts.decision import Decision
+from contracts.envelope import parse_time_ms
 from contracts.fact import ClockTicked
 from contracts.topics import topic
 from ops import kafka
-from ops.world import DecisionOf
+from ops.world import Decided, DecisionOf
 
 _WATCHED = ("facts", "decisions", "commands", "outcomes", "dead-letters")
 _COUNTED = ("situations", "proposals")
@@ -70,7 +71,8 @@ class Watch(threading.Thread):
         self._domain = domain
         self._is_committed = is_committed
         self._decision_key = decision_key
-        self._keyed: dict[str, tuple[str, str]] = {}
+        self._keyed: dict[str, list[Decided]] = {}
+        self._done: dict[str, tuple[str, int]] = {}  # command id: its outcome's status and event time
         self._fact_ms: dict[str, int] = {}
         self._stopping = threading.Event()
         self._lines: dict[str, IO[bytes]] = {}
@@ -123,22 +125,36 @@ class Watch(threading.Thread):
         self.join(10)
 
     def decision_of(self, timeout_s: float = 60.0) -> DecisionOf:
-        """A function that waits until the proposal about a key is decided; (verdict, action) of it.
+        """A function that waits until the proposal about a key is decided (ops/world.py DecisionOf).
 
-        None after `timeout_s` without a decision (the world then goes on as if it was allowed).
+        It gives None after `timeout_s` without a decision (the world then goes on as if it was allowed).
         """
 
-        def wait(key: str) -> tuple[str, str] | None:
-            deadline = time.monotonic() + timeout_s
+        usual_s = timeout_s
+
+        def wait(
+            key: str, /, *, nth: int | None = None, is_done: bool = False, timeout_s: float | None = None
+        ) -> Decided | None:
+            deadline = time.monotonic() + (usual_s if timeout_s is None else timeout_s)
             with self._arrived:
-                while key not in self._keyed:
+                while (found := self._decided(key, nth, is_done)) is None:
                     left = deadline - time.monotonic()
                     if left <= 0 or self.error is not None:
                         return None
                     self._arrived.wait(min(left, 0.5))
-                return self._keyed[key]
+                return found
 
         return wait
+
+    def _decided(self, key: str, nth: int | None, is_done: bool) -> Decided | None:
+        made = self._keyed.get(key, [])
+        if not made or (nth is not None and nth >= len(made)):
+            return None
+        decided = made[-1 if nth is None else nth]
+        done = self._done.get(decided.command_id or "")
+        if done is None:
+            return None if is_done and decided.command_id is not None else decided
+        return decided._replace(done=done[0], done_ms=done[1])
 
     def _count(self) -> None:
         ends: dict[TopicPartition, int] = self._reader.end_offsets(self._counted)
@@ -175,6 +191,8 @@ class Watch(threading.Thread):
         elif kind == "outcomes":
             seen.outcomes[str(data.get("status"))] += 1
             command_id = str(data.get("command_id"))
+            if self._decision_key is not None:
+                self._done[command_id] = str(data.get("status")), parse_time_ms(data["event_time"])
             if command_id in seen.open_commands:
                 seen.open_commands.discard(command_id)
             else:
@@ -203,7 +221,12 @@ class Watch(threading.Thread):
             if self._decision_key is not None:
                 key = self._decision_key({**data, "subject": event.get("subject")})
                 if key is not None:
-                    self._keyed[key] = (str(data.get("verdict")), str(data.get("action")))
+                    self._keyed.setdefault(key, []).append(
+                        Decided(
+                            str(data.get("verdict")), str(data.get("action")), data.get("parameters") or {},
+                            data.get("command_id"),
+                        )
+                    )  # fmt: skip
         else:
             seen.commands += 1
             seen.actions[str(data.get("action"))] += 1

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from contracts.errors import SetupFailed
 
@@ -55,8 +55,31 @@ class Done:
 
 
 Handler = Callable[[Order], Done]
-# The verdict and the action of a proposal about `key` (a payment id, say); waits until it is decided.
-DecisionOf = Callable[[str], tuple[str, str] | None]
+
+
+class Decided(NamedTuple):
+    """What a world learns of a decision: what was decided about what, and what its command did, if asked.
+
+    `done` is the outcome's status, `done_ms` its event time; both are None while there is none.
+    """
+
+    verdict: str
+    action: str
+    parameters: Mapping[str, Any] = {}
+    command_id: str | None = None
+    done: str | None = None
+    done_ms: int | None = None
+
+
+class DecisionOf(Protocol):
+    def __call__(
+        self, key: str, /, *, nth: int | None = None, is_done: bool = False, timeout_s: float | None = None
+    ) -> Decided | None:
+        """The last decision about `key` (a payment id, say), or the nth (from 0); waits until there is one.
+
+        `is_done` waits for its command's outcome too, where it has a command. None: not within `timeout_s`
+        (wall time; None: as long as the loop is usually given).
+        """
 
 
 class World(Protocol):
@@ -76,8 +99,8 @@ class World(Protocol):
     def played(self, facts: Iterable[NewFact | None], decision_of: DecisionOf) -> Iterator[NewFact | None]:
         """The facts of an input in playing order, with what the world answers later put in between."""
 
-    def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
-        """A seeded input for a domain that ships none."""
+    def generate(self, *, seed: int, count: int) -> Iterable[NewFact]:
+        """A seeded input for a domain that ships none; goes to `played` as it is."""
 
     def decision_key(self, decision: Mapping[str, Any]) -> str | None:
         """Which key of `decision_of` a decision answers; None when the world does not wait.

@@ -30,6 +30,9 @@ for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
 os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
+os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
+# Three domains share the one TaskManager.
+os.environ["FLYBALL_FLINK"] = "{taskmanager.numberOfTaskSlots: 12, taskmanager.memory.managed.size: 256mb}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
@@ -98,6 +101,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             embedded.wait_ready(home)
 
     steps = {"instance": _Step(start)}
+    if "incidents" in wants:
+        steps["incidents"] = _Step(
+            lambda: runner.bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True)), steps["instance"]
+        )
     if "payments" in wants:
         steps["payments"] = _Step(lambda: bring_up_by_hand(home, "payments"), steps["instance"])
     session.config.stash[_STARTED] = _Started(home, steps)
@@ -134,6 +141,15 @@ def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
     loop.close()
 
 
+@pytest.fixture(scope="session")
+def incidents(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
+    """`incidents`, with job `reason` and a scripted model server."""
+    request.config.stash[_STARTED].steps["incidents"].wait()
+    loop = Loop(instance, "incidents")
+    yield loop
+    loop.close()
+
+
 def bring_up_by_hand(home: Home, domain: str) -> None:
     """What `./flyball up` does, but `flink run -py jobs/<job>.py -- --domain <domain>` for each job.
 
@@ -154,7 +170,7 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
             cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )
-        for job in flink_jobs.JOBS
+        for job in flink_jobs.jobs_of(domain)
     }  # fmt: skip
     for job, client in clients.items():
         said, _ = client.communicate(timeout=400)

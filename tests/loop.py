@@ -186,7 +186,7 @@ class Loop:
 
     def settle(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Until every job has read all there is, every topic stands still, and we have read it too."""
-        reader = kafka.LagReader(self.bootstrap, self.domain)
+        reader = kafka.LagReader(self.bootstrap, self.domain, flink_jobs.jobs_of(self.domain))
         ends_reader = kafka.consumer(self.bootstrap)
         where = kafka.partitions(ends_reader, [row.of(self.domain) for row in TOPICS])
         before: list[dict[TopicPartition, int]] = []

@@ -58,6 +58,18 @@ def evidence_in(rows: Sequence[str | None], until_ms: int | None, times: int, su
     return "\t".join(d.fact_id for d in far[:MOST_EVIDENCE])
 
 
+def signs_in(rows: Sequence[str | None], until_ms: int | None, times: int, suspects: str | None) -> str:
+    """Metrics of the first suspect that are FAR off, the farthest first, by space. Traffic says nothing of its node."""
+    head = (suspects or "").split("\t")[0]
+    far = [
+        row.deviation
+        for row in _sample(rows, until_ms, times)
+        if row.deviation.node == head and row.deviation.score >= FAR and not row.deviation.is_weak
+    ]
+    far.sort(key=lambda d: (-d.score, d.metric, d.statistic))
+    return " ".join(dict.fromkeys(d.metric for d in far))
+
+
 def worst_of(rows: Sequence[str | None], node: str | None, until_ms: int | None, times: int) -> str | None:
     """The newest row of the node's series that is FAR off in most of the last `times` samples; None: there is none."""
     newest: dict[tuple[str, str, str], list[_Row]] = {}

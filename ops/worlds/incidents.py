@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from contracts.errors import BadInput, SetupFailed
 from ops.csv_time import parse_loose_time_ms
 from ops.world import DecisionOf, Handler, NewFact
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from ops.worlds.incidents_remedies import handlers
+from ops.worlds.incidents_simulator import Simulation, decision_key
 
 MEASURED, CLOSED, CALLS = "incident.metric_measured", "incident.sample_closed", "incident.call_observed"
-
-
-def _simulator() -> ModuleType:
-    """The simulated system. Imported late: files can be played without it."""
-    import importlib
-
-    try:
-        return importlib.import_module("ops.worlds.incidents_simulator")
-    except ModuleNotFoundError as error:
-        if error.name != "ops.worlds.incidents_simulator":
-            raise
-        raise SetupFailed("incidents has no simulator here: give --input FILE and --graph FILE") from None
 
 
 class IncidentsWorld:
@@ -50,30 +37,19 @@ class IncidentsWorld:
         return NewFact(CALLS, subject or "system", event_ms, data, "|".join(data.values()))
 
     def played(self, facts: Iterable[NewFact | None], decision_of: DecisionOf) -> Iterator[NewFact | None]:
-        """A file's facts with each sample closed behind its last row; a simulated system closes its own."""
-        try:
-            simulated = _simulator()
-        except SetupFailed:
-            return _closing_samples(facts)
-        return iter(simulated.played(_closing_samples(facts), decision_of))
+        """A file's facts with each sample closed behind its last row; a simulated system answers to the loop."""
+        if isinstance(facts, Simulation):
+            return facts.played(decision_of)
+        return _closing_samples(facts)
 
-    def generate(self, *, seed: int, count: int) -> Iterator[NewFact]:
-        found: Iterator[NewFact] = _simulator().generate(seed, count)
-        return found
+    def generate(self, *, seed: int, count: int) -> Iterable[NewFact]:
+        return Simulation(seed, count)
 
     def decision_key(self, decision: Mapping[str, Any]) -> str | None:
-        try:
-            found: str | None = _simulator().decision_key(decision)
-        except (SetupFailed, AttributeError):
-            return None
-        return found
+        return decision_key(decision)
 
     def handlers(self, seed: int) -> Mapping[str, Handler]:
-        try:
-            found: Mapping[str, Handler] = _simulator().handlers(seed)
-        except SetupFailed:
-            return {}
-        return found
+        return handlers(seed)
 
     def train(self, folder: Any) -> Mapping[str, Any]:
         raise SetupFailed("incidents has no model to train: its ranking is fitted on nothing")

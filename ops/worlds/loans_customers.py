@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from ops.answers import with_answers
-from ops.world import DecisionOf, NewFact
+from ops.world import Decided, DecisionOf, NewFact
 from ops.worlds.loans_generator import DAY_MS, HOUR_MS, MINUTE_MS, CaseOpened, activity
 
 DECIDED_AFTER_MS = DAY_MS
@@ -36,15 +36,15 @@ def with_customers(
     def awaits(fact: NewFact) -> tuple[int, str] | None:
         return (fact.ready_ms + DECIDED_AFTER_MS, fact.subject) if isinstance(fact, CaseOpened) else None
 
-    def follows(fact: NewFact, decided: tuple[str, str] | None) -> list[NewFact]:
+    def follows(fact: NewFact, decided: Decided | None) -> list[NewFact]:
         assert isinstance(fact, CaseOpened)
         return what_follows(fact, decided)
 
     return with_answers(facts, decision_of, awaits, follows, until_ms=until_ms)
 
 
-def what_follows(case: CaseOpened, decided: tuple[str, str] | None) -> list[NewFact]:
-    """The log of a case after its decision (verdict and action; None: never decided)."""
+def what_follows(case: CaseOpened, decided: Decided | None) -> list[NewFact]:
+    """The log of a case after its decision (None: it was never decided)."""
     if decided is None or decided[0] != "allow":
         return []
     at_ms = case.ready_ms + DECIDED_AFTER_MS

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 
 from contracts.payments import ChargedBack, ConfirmedGenuine
 from ops.answers import with_answers
-from ops.world import DecisionOf, NewFact
+from ops.world import Decided, DecisionOf, NewFact
 from ops.worlds.payments_generator import DAY_MS, LabelledPayment
 
 CHARGEBACK_DAYS = (2.0, 7.0)
@@ -51,7 +51,7 @@ def with_late_outcomes(
         known.add(transaction_id)
         return fact.event_ms + SHORTEST_MS, transaction_id
 
-    def follows(fact: NewFact, decided: tuple[str, str] | None) -> list[NewFact]:
+    def follows(fact: NewFact, decided: Decided | None) -> list[NewFact]:
         assert isinstance(fact, LabelledPayment)
         outcome = late_outcome(fact, decided)
         return [] if outcome is None else [outcome]
@@ -59,7 +59,7 @@ def with_late_outcomes(
     return with_answers(facts, decision_of, awaits, follows, until_ms=until_ms)
 
 
-def late_outcome(payment: LabelledPayment, decided: tuple[str, str] | None) -> NewFact | None:
+def late_outcome(payment: LabelledPayment, decided: Decided | None) -> NewFact | None:
     """The outcome of one payment, given verdict and action of its decision (None: never decided)."""
     action = decided[1] if decided is not None and decided[0] == "allow" else "allow_payment"
     luck, wait = _draws(str(payment.data["transaction_id"]))

@@ -19,7 +19,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from contracts.payments import ChargedBack
-from ops.world import NewFact
+from ops.world import Decided, NewFact
 from ops.worlds.payments_features import FEATURES, Features
 from ops.worlds.payments_generator import DAY_MS, LabelledPayment, WorldSettings, generate
 from ops.worlds.payments_outcomes import CHARGEBACK_DAYS, with_late_outcomes
@@ -112,11 +112,11 @@ def play(
             played.scores.append(score)
             played.actions.append(action)
 
-    def decision_of(transaction_id: str) -> tuple[str, str]:
+    def decision_of(transaction_id: str, /, **_: object) -> Decided:
         place = places[transaction_id]
         if place >= len(played.actions):
             decide_all()
-        return "allow", played.actions[place]
+        return Decided("allow", played.actions[place])
 
     for fact in with_late_outcomes(facts, decision_of):
         if fact is None:

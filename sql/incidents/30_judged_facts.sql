@@ -38,7 +38,10 @@ SELECT
     *,
     CASE
         WHEN is_alarm THEN evidence_in(latest_rows, until_ms, CASE WHEN is_sample THEN 1 ELSE 2 END, suspects)
-    END AS measured_evidence
+    END AS measured_evidence,
+    CASE
+        WHEN is_alarm THEN signs_in(latest_rows, until_ms, CASE WHEN is_sample THEN 1 ELSE 2 END, suspects)
+    END AS suspect_signs
 FROM suspected;
 
 CREATE VIEW judged_facts AS
@@ -91,6 +94,7 @@ SELECT
     symptom_node,
     suspects,
     measured_evidence,
+    suspect_signs,
     sample_no,
     deploys,
     deployed_node,

@@ -19,6 +19,7 @@ WITH last_values AS (
         LAST_VALUE(symptom_node) OVER log_order AS last_symptom_node,
         LAST_VALUE(CASE WHEN is_alarm THEN suspects END) OVER log_order AS last_suspects,
         LAST_VALUE(CASE WHEN is_alarm THEN measured_evidence END) OVER log_order AS last_evidence,
+        LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(suspect_signs, '') END) OVER log_order AS last_signs,
         MAX(CASE WHEN is_alarm THEN sample_no END) OVER log_order AS alarm_no,
         MAX(CASE WHEN is_alarm THEN event_ms END) OVER log_order AS alarm_ms,
         MAX(CASE WHEN is_remedy THEN sample_no END) OVER log_order AS remedy_no
@@ -97,6 +98,7 @@ SELECT
     TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 8) AS DOUBLE) AS usual,
     TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 4) AS DOUBLE) AS deviation,
     suspect,
+    COALESCE(last_signs, '') AS suspect_signs,
     SPLIT_INDEX(deploy, CHR(9), 2) AS deploy_id,
     NULLIF(SPLIT_INDEX(deploy, CHR(9), 4), '') AS deployed_by,
     CAST(event_ms - TRY_CAST(SPLIT_INDEX(deploy, CHR(9), 0) AS BIGINT) AS DOUBLE) / 6E4 AS minutes_since_deploy,

@@ -36,7 +36,14 @@ PROPOSED: dict[str, Any] = {
 EXAMPLES: dict[str, dict[str, Any]] = {
     "machine.temperature_measured": {"temperature": 73.5},
     "flyball.clock_ticked": {},
-    "flyball.proposal": {**PROPOSED, "reason": "hot", "features_at": AT},
+    "flyball.proposal": {
+        **PROPOSED, "reason": "hot", "features_at": AT, "suspects": ["db", "shop"], "evidence": ["f1"],
+        "reasoned": {
+            "prompt_id": "triage", "prompt_version": 2, "prompt_sha256": DIGEST, "reply_sha256": DIGEST,
+            "model": "small", "exchange_id": "c/0", "asked": 1, "tokens_in": 10, "tokens_out": 1, "cost": 0.5,
+            "latency_ms": 1000,
+        },
+    },
     "flyball.decision": {
         **PROPOSED, "decided_at_event_time": AT, "verdict": "deny", "reason": "rate_limit",
         "explanation": "", "proposal_id": "p", "policy_set_digest": DIGEST, "counters": {"n": 1},
@@ -85,6 +92,19 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "flyball.model": {
         "alias": "health", "version": 1, "sha256": DIGEST, "artefact_base64": "AAAA",
         "inputs": ["a"], "output": "output", "trained_on": "x",
+    },
+    "flyball.prompt": {
+        "prompt_id": "triage", "version": 2, "model": "small", "text": "You are on call.", "sha256": DIGEST,
+    },
+    "flyball.exchange": {
+        "call_id": "c", "turn": 0, "kind": "model", "agent": "triage", "agent_version": 1, "situation_id": "s",
+        "name": "small", "prompt_id": "triage", "prompt_version": 2, "request": "[]", "request_sha256": DIGEST,
+        "reply": "{}", "reply_sha256": DIGEST, "finish_reason": "stop", "tokens_in": 10, "tokens_out": 1,
+        "cost": 0.5, "started_at": AT, "latency_ms": 1000,
+    },
+    "flyball.concluded": {
+        "call_id": "c", "agent": "triage", "agent_version": 1, "situation_id": "s", "how": "fell_back",
+        "why": "budget", "explanation": "tokens of this minute", "by": "careful-rule", "latency_ms": 3,
     },
     "flyball.audit_head": {
         "number": 2, "sealed_from": AT, "sealed_at": AT, "ends": {"0": 7, "3": 1}, "entries": 8, "subjects": 5,

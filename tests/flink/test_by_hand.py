@@ -14,7 +14,7 @@ def test_each_job_runs_when_it_was_submitted_with_flink_run(payments: Loop) -> N
     """The fixture submitted them; what it printed names the jobs that run."""
     running = {job.name: job for job in flink_jobs.states(payments.home, "payments")}
     assert {name: job.state for name, job in running.items()} == {
-        f"payments.{name}": "RUNNING" for name in flink_jobs.JOBS
+        f"payments.{name}": "RUNNING" for name in flink_jobs.jobs_of("payments")
     }
     for name, job in running.items():
         said = (payments.home.logs / f"flink-run-{name}.out").read_text()

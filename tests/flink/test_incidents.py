@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
-from rich.console import Console
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.outcome import Outcome
-from ops import run as runner
-from ops.home import Home
 from ops.world import NewFact
 from tests import petshop
 from tests.loop import Loop
@@ -24,15 +18,6 @@ MINUTE_MS = 60_000
 CALLS = [("web", "shop"), ("web", "search"), ("shop", "db")]
 USUAL = {"web": 0.5, "shop": 0.3, "search": 0.2, "db": 0.1}
 SLOW = {"web": 2.5, "shop": 2.3, "db": 2.1}
-
-
-@pytest.fixture(scope="module")
-def incidents(instance: Home) -> Iterator[Loop]:
-    """`incidents` on the shared instance, as `./flyball up` makes it."""
-    runner.bring_up(instance, "incidents", is_fresh=True, console=Console(quiet=True))
-    loop = Loop(instance, "incidents")
-    yield loop
-    loop.close()
 
 
 def send_outcome(loop: Loop, subject: str, at_ms: int, action: str, status: str) -> str:

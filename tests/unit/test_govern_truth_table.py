@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from contracts.approval import Override
 from contracts.command import Command
 from contracts.decision import Reason
-from contracts.domain import load_domain
+from contracts.domain import DomainContract, load_domain
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
 from contracts.outcome import Outcome
@@ -23,6 +23,7 @@ from udfs.policy.govern import Governor
 from udfs.policy.policy_book import read_policy_event
 from udfs.policy.policy_file import parse
 from udfs.policy.policy_set import PolicySet
+from udfs.policy.reading import Reported
 from udfs.policy.signing import sign, to_sign
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided
@@ -34,13 +35,17 @@ TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
 )
 
 
+def contract_of(case: dict[str, Any]) -> DomainContract:
+    return load_domain(case.get("domain", CONTRACT.name))
+
+
 def policies_of(case: dict[str, Any]) -> PolicySet:
     policies = []
     for given in case.get("policies", ()):
         fields = {"version": 1, "status": "active", "when": "true", "verdict": "allow", "reason": "a test"}
         raw = {**fields, **given}
         raw["policy_id"] = raw.pop("id")
-        policies.append(parse(orjson.dumps(raw).decode(), CONTRACT.policy_variables()))
+        policies.append(parse(orjson.dumps(raw).decode(), contract_of(case).policy_variables()))
     switches = [PolicySwitch(paused=True, **given) for given in case.get("switches", ())]
     return PolicySet.compile(policies, switches, cases.people_of(case.get("people") or PEOPLE))
 
@@ -59,7 +64,7 @@ DEFAULTS = {
 
 
 def play(case: dict[str, Any]) -> cases.Played:
-    return cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
+    return cases.play(contract_of(case), policies_of(case), case, DEFAULTS, max_hops=6)
 
 
 def decide(case: dict[str, Any]) -> list[Decided]:
@@ -204,6 +209,16 @@ def test_a_policy_event_is_refused_when_it_cannot_be_made_into_a_set(data: bytes
     with pytest.raises(BadInput) as refused:
         read_policy_event(b'{"type":"flyball.policy","data":' + data + b"}", CONTRACT.policy_variables())
     assert refused.value.code == "policy_refused"
+
+
+def test_state_of_before_there_were_resources_is_read_as_it_was_meant() -> None:
+    state = SubjectState(clock_ms=START_MS)
+    state.in_flight["c-1"] = ["restart_service", START_MS + 60_000, 60_000]
+    state.chains.append([START_MS, "chain", "a", "activate_cooling", 0])
+    state = SubjectState.from_json(state.to_json())
+    assert state.flying() == [["restart_service", START_MS + 60_000, 60_000]]
+    assert state.report(Reported("m-1", "c-1", True, START_MS, None), 1) is None
+    assert state.cooling_ms == {"restart_service": START_MS + 60_000}
 
 
 def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None:

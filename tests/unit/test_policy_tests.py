@@ -10,7 +10,7 @@ from contracts.errors import SetupFailed
 from ops.policy_tests import run
 
 
-@pytest.mark.parametrize("domain", ["loans", "machines", "payments"])
+@pytest.mark.parametrize("domain", ["incidents", "loans", "machines", "payments"])
 def test_the_shipped_policies_do_what_their_table_says(domain: str) -> None:
     results = run(domain)
     assert len(results) >= 4

@@ -9,26 +9,24 @@ import orjson
 import pytest
 from ruamel.yaml import YAML
 
-from contracts.domain import load_domain
 from ops.coverage import branches
-from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
+from tests.unit.test_govern_truth_table import DEFAULTS, contract_of, policies_of
 from udfs.policy import cases
 from udfs.policy.audit import Bad, Line, entries
 from udfs.policy.govern import MAX_HOLDS, Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replay import Remade, replay
 
-CONTRACT = load_domain("machines")
 TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
     (Path(__file__).parent.parent / "data" / "govern_truth_table.yaml").read_text()
 )
 
 
 def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
-    played = cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
+    played = cases.play(contract_of(case), policies_of(case), case, DEFAULTS, max_hops=6)
     lines = [Line(0, n, b"m-1", d.decision) for n, d in enumerate(played.decided)]
     bad: list[Bad] = []
-    governor = Governor(CONTRACT, max_hops=6, max_holds=case.get("max_holds", MAX_HOLDS))
+    governor = Governor(contract_of(case), max_hops=6, max_holds=case.get("max_holds", MAX_HOLDS))
     chain = entries(lines, bad)
     again = list(replay(governor, chain, lines, played.outcomes, played.answers, {-1: policies}, played.proposals))
     assert (bad, len(again)) == ([], len(lines)), "the entries of a case form a chain"

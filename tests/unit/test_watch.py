@@ -10,6 +10,7 @@ import pytest
 
 from ops import watch as module
 from ops.watch import Seen, Watch, percentiles
+from ops.world import Decided
 from tests.kafka_stand_in import StandInBroker, StandInConsumer
 
 
@@ -95,8 +96,27 @@ def test_a_waiting_world_gets_the_decision_about_its_key(broker: StandInBroker) 
     )  # fmt: skip
     watch.start()
     broker.put("machines.decisions", b"m", event("flyball.decision", data=data))
-    assert watch.decision_of()("t") == ("deny", "block")
+    assert watch.decision_of()("t") == Decided("deny", "block", {"transaction_id": "t"})
     assert watch.decision_of(timeout_s=0.01)("other") is None
+    watch.stop()
+
+
+def test_a_waiting_world_gets_each_decision_and_what_its_command_did(broker: StandInBroker) -> None:
+    watch = Watch(
+        "nowhere:1", "machines", is_committed=False, from_beginning=True, decision_key=lambda _: "k"
+    )
+    watch.start()
+    for command_id in (None, "c-1"):
+        data = {"verdict": "allow", "action": "cool", "command_id": command_id}
+        broker.put("machines.decisions", b"m", event("flyball.decision", data=data))
+    decision_of = watch.decision_of()
+    assert decision_of("k", nth=0, is_done=True) == Decided("allow", "cool"), "without a command there is no outcome"
+    assert decision_of("k", nth=1) == Decided("allow", "cool", {}, "c-1")
+    assert decision_of("k", nth=1, is_done=True, timeout_s=0.01) is None
+    data = {"command_id": "c-1", "status": "failed", "event_time": "1970-01-01T00:01:00Z"}
+    broker.put("machines.outcomes", b"m", event("flyball.outcome", data=data))
+    assert decision_of("k", nth=1, is_done=True) == Decided("allow", "cool", {}, "c-1", "failed", 60_000)
+    assert decision_of("k", nth=2, timeout_s=0) is None
     watch.stop()
 
 

@@ -78,7 +78,7 @@ class Circuit(_Part):
 class Budget(_Part):
     """What calls may take in the last minute and the last day (wall time). None: no bound.
 
-    Cost is in the currency of `price_in` and `price_out`, which are for a million tokens.
+    Cost is in the currency of `price_in` and `price_out`, which are for a million tokens of the agent's model.
     """
 
     tokens_per_minute: int | None = Field(default=None, ge=1)
@@ -124,6 +124,8 @@ class Fallback(_Part):
     """Who answers when the agent cannot: a cheaper model with the same prompt, or a rule agent."""
 
     model: str | None = Field(default=None, min_length=1, max_length=200)
+    price_in: float = Field(default=0, ge=0)
+    price_out: float = Field(default=0, ge=0)
     agent: Slug | None = None
 
     @model_validator(mode="after")

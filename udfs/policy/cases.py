@@ -96,14 +96,16 @@ def play(
     state, wide = SubjectState(), WideLimits()
     played = Played()
 
-    def granted(trigger: Word | Incoming, place: Place) -> SubjectState:
-        """Decide, asking wider limits as long as they are needed; the state after it."""
+    def granted(trigger: Word | Incoming | None, place: Place) -> SubjectState:
+        """Decide (None: look at the clock), asking wider limits as long as they are needed; the state after it."""
         grants: dict[str, Grant] = {}
         while True:
             after = SubjectState.from_json(state.to_json())
             try:
                 asked = replace(place, grants=grants)
-                if isinstance(trigger, Word):
+                if trigger is None:
+                    played.decided.extend(governor.tick(after, policies, asked))
+                elif isinstance(trigger, Word):
                     played.decided.extend(governor.hear(after, trigger, policies, asked))
                 else:
                     played.decided.extend(governor.decide(after, trigger, policies, asked))
@@ -138,8 +140,7 @@ def play(
             played.answers[ordinal] = (key, said)
             state = granted(governor.read.word(key, said, policies.people), heard)
         elif set(row) == {"wall"}:
-            clock = Place(trigger="clock", wall_ms=wall_ms)
-            decided += governor.tick(state, policies, clock)
+            state = granted(None, Place(trigger="clock", wall_ms=wall_ms))
         else:
             _refuse_unknown(row, _PROPOSAL)
             given = {**defaults, **row}

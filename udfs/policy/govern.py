@@ -14,8 +14,10 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     4. more hops than max_hops           -> deny   hop_limit
        same agent and action again in
        the same chain, a loop later      -> deny   cause_repeated
-       same action, first one's outcome
-       is not there (outcome_within_s)   -> deny   in_flight
+       same action (on the same resource,
+       where it names one), first one's
+       outcome is not there
+       (outcome_within_s)                -> deny   in_flight
        after a failure (cooldown_s)      -> deny   cooling_down
     5. policies: none matched            -> deny   no_policy_matched
                  a matching forbid       -> deny   forbidden_by_policy
@@ -70,7 +72,7 @@ from udfs.policy.arbitration import Contest, conflict, join
 from udfs.policy.limits import over_limit
 from udfs.policy.policy_set import Judgement, PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
-from udfs.policy.subject import SubjectState
+from udfs.policy.subject import SubjectState, deed, deed_of
 from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer, matches
 from udfs.wide_limits.core import scope_of
 
@@ -584,7 +586,7 @@ class Governor:
     ) -> Ruling:
         """Steps 4 to 6 for one action."""
         counters = self._counters(state, proposal, action)
-        if looped := self._looped(state, proposal, action):
+        if looped := self._looped(state, proposal, deed(self._contract.actions[action], parameters)):
             return Ruling("deny", *looped, action, parameters, counters)
         age_s = (state.clock_ms - proposal.features_ms) / 1000
         variables = self._variables(proposal, action, parameters, age_s, counters)
@@ -603,24 +605,24 @@ class Governor:
         }  # fmt: skip
         return ruling._replace(candidate=would)
 
-    def _looped(self, state: SubjectState, proposal: Incoming, action: str) -> tuple[Reason, str] | None:
-        """Step 4: the loop guard."""
+    def _looped(self, state: SubjectState, proposal: Incoming, asked: str) -> tuple[Reason, str] | None:
+        """Step 4: the loop guard. `asked`: what would be done (subject.py `deed`)."""
         if proposal.hops > self._max_hops:
             told = f"{proposal.hops} times round the loop, at most {self._max_hops}"
             return Reason.HOP_LIMIT, told
         agent = proposal.data.agent
         for _, chain, by, what, hops in state.chains if proposal.hops else ():
-            if (chain, by, what) == (proposal.correlation_id, agent, action) and proposal.hops > hops:
-                told = f"{agent} had {action} allowed in this chain before, {proposal.hops - hops} loops ago"
+            if (chain, by, what) == (proposal.correlation_id, agent, asked) and proposal.hops > hops:
+                told = f"{agent} had {asked} allowed in this chain before, {proposal.hops - hops} loops ago"
                 return Reason.CAUSE_REPEATED, told
-        for what, lapses_ms, _ in state.flying():
-            if what == action:
-                left_s = (lapses_ms - state.clock_ms) / 1000
-                told = f"{action} was commanded and has no outcome; it lapses in {left_s:.1f} s of event time"
+        for flight in state.flying():
+            if deed_of(flight) == asked:
+                left_s = (flight[1] - state.clock_ms) / 1000
+                told = f"{asked} was commanded and has no outcome; it lapses in {left_s:.1f} s of event time"
                 return Reason.IN_FLIGHT, told
-        if (until_ms := state.cooling_ms.get(action, 0)) > state.clock_ms:
+        if (until_ms := state.cooling_ms.get(asked, 0)) > state.clock_ms:
             left_s = (until_ms - state.clock_ms) / 1000
-            return Reason.COOLING_DOWN, f"{action} failed; it waits for another {left_s:.1f} s of event time"
+            return Reason.COOLING_DOWN, f"{asked} failed; it waits for another {left_s:.1f} s of event time"
         return None
 
     def _remember(
@@ -644,12 +646,11 @@ class Governor:
         state.remember(action, keep_ms, detail)
         if command_id is None:
             return
+        done = deed(self._contract.actions[action], ruling.parameters)
         if judgement.outcome_within_s:
             lapses_ms = state.clock_ms + judgement.outcome_within_s * 1000
-            state.in_flight[command_id] = [action, lapses_ms, judgement.cooldown_s * 1000]
-        state.chains.append(
-            [state.clock_ms, proposal.correlation_id, proposal.data.agent, action, proposal.hops]
-        )
+            state.in_flight[command_id] = [action, lapses_ms, judgement.cooldown_s * 1000, done]
+        state.chains.append([state.clock_ms, proposal.correlation_id, proposal.data.agent, done, proposal.hops])
         since = state.clock_ms - keep_ms
         state.chains = [chain for chain in state.chains if chain[0] > since][-MAX_CHAINS:]
 

@@ -42,7 +42,7 @@ class Incoming:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Incoming:
-        return cls(**{**raw, "data": Proposal.model_validate(raw["data"])})
+        return cls(**{**raw, "data": Proposal.model_validate_json(orjson.dumps(raw["data"]))})
 
 
 @dataclass(frozen=True)

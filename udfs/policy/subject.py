@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from contracts.data import ActionParameters
 from udfs.policy.approval import Hold
 from udfs.policy.arbitration import Contest
 from udfs.policy.reading import Reported
@@ -29,9 +30,10 @@ class SubjectState:
     allowed: action -> what was allowed, in the order of time: ms, or, while a limit counts by more
         than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
         kept as long as the longest limit looks back, at least a day.
-    in_flight: command id -> [action, lapses_ms, cooldown_ms], until its outcome or its lapse.
-    cooling_ms: action -> until when it waits after a failure.
-    chains: the last ones, [ms, correlation id, agent, action, hops] of what was commanded.
+    in_flight: command id -> [action, lapses_ms, cooldown_ms, what is done (`deed`)], until its outcome or
+        its lapse; without the last where it was commanded before there were resources.
+    cooling_ms: deed -> until when it waits after a failure.
+    chains: the last ones, [ms, correlation id, agent, deed, hops] of what was commanded.
     decisions, head: how many were made, and the SHA-256 of the last one's bytes.
     outcomes_offset: the last outcome applied.
     holds: approval id -> what waits for people (times of people are wall time in ms).
@@ -152,8 +154,8 @@ class SubjectState:
         claim_id = self.claims.pop(reported.command_id, None)
         flight = self.in_flight.pop(reported.command_id, None)
         if flight is not None and reported.has_failed and flight[2]:
-            until = reported.event_ms + flight[2]
-            self.cooling_ms[flight[0]] = max(self.cooling_ms.get(flight[0], 0), until)
+            until, done = reported.event_ms + flight[2], deed_of(flight)
+            self.cooling_ms[done] = max(self.cooling_ms.get(done, 0), until)
         if reported.cost is None:
             return claim_id
         for allowed in self.allowed.values():
@@ -161,6 +163,21 @@ class SubjectState:
                 if isinstance(entry, list) and entry[3] == reported.command_id:
                     entry[4] = reported.cost
         return claim_id
+
+
+def deed(action: type[ActionParameters], parameters: Mapping[str, object]) -> str:
+    """What the loop guard tells apart: the action, and the resource it is done to where it names one.
+
+    For actions without resource it is the action's name, as state has always held it.
+    """
+    if action.resource is None:
+        return action.action
+    return f"{action.action} {parameters.get(action.resource)}"
+
+
+def deed_of(flight: Sequence[Any]) -> str:
+    """The deed of an entry of `in_flight`."""
+    return str(flight[3] if len(flight) > 3 else flight[0])
 
 
 def _at(entry: Allowed) -> int:

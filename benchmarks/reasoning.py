@@ -1,0 +1,247 @@
+"""Language models' calls as state: what the operator adds, holds, and does when its TaskManager dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import psutil
+from rich.console import Console
+
+from benchmarks.bed import Arrivals, bench_home, environment, load, prepared, start_load, wait_until
+from contracts.domain import load_domain
+from contracts.envelope import derive_id
+from contracts.exchange import Concluded, Exchange
+from contracts.prompt import Prompt
+from contracts.topics import topic
+from ops import cluster, flink_jobs, instance, kafka
+from ops.home import CHECKOUT, Home
+from ops.model_server import Behaviour, ModelServer, running
+from ops.player import Emitter
+from ops.run import bring_up
+from ops.watch import percentiles
+from ops.world import NewFact
+from udfs.reason.recorded import digest
+from udfs.serde import write_event
+
+DOMAIN = "machines"
+_TEXT = "You look after machines. Decide whether one needs maintenance."
+
+
+@contextmanager
+def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000, in_flight: int = 1000) -> Iterator[tuple[Home, str, ModelServer]]:
+    """An instance with job `reason` alone, asking a model server of this latency about every situation."""
+    home = bench_home()
+    with running(Behaviour(latency_ms=latency_ms)) as server:
+        try:
+            with environment(
+                FLYBALL_AGENTS=str(CHECKOUT / "benchmarks" / "reason_agents.yaml"), OPENAI_BASE_URL=server.base_url,
+                OPENAI_API_KEY="bench", FLYBALL_RECOVERY_INTERVAL_MS=str(checkpoint_ms), FLYBALL_REASON_IN_FLIGHT=str(in_flight),
+            ):  # fmt: skip
+                bootstrap = prepared(home)
+                _publish_prompt(bootstrap)
+                flink_jobs.Submission(home, DOMAIN, ["reason"]).go().wait()
+                flink_jobs.want(home, DOMAIN, [])
+                flink_jobs.wait_running(home, DOMAIN, ["reason"])
+                load(home, "situations", 50, run="warm")
+                _wait_for_conclusions(bootstrap, 50)
+                yield home, bootstrap, server
+        finally:
+            instance.stop(home)
+
+
+def _publish_prompt(bootstrap: str) -> None:
+    prompt = Prompt(prompt_id="bench", version=1, model="bench-model", text=_TEXT, sha256=digest(_TEXT))
+    event = write_event(
+        event_id=derive_id("bench/1", "prompt", DOMAIN), source="/flyball/bench", event_type=Prompt.event_type,
+        subject="bench/1", time_ms=int(time.time() * 1000), dataschema="urn:flyball:machines:flyball.prompt:1",
+        data=prompt.model_dump(mode="json"),
+    )  # fmt: skip
+    writer = kafka.producer(bootstrap)
+    writer.send(topic("prompts").of(DOMAIN), key=b"bench/1", value=event).get(timeout=30)
+    writer.close()
+
+
+def _exchanges(bootstrap: str) -> list[dict[str, Any]]:
+    records = kafka.read_all(bootstrap, [topic("exchanges").of(DOMAIN)])
+    return [orjson.loads(record.value or b"{}") for record in records]
+
+
+def _wait_for_conclusions(bootstrap: str, count: int, timeout_s: float = 120) -> None:
+    def found() -> int:
+        return len({e["data"]["call_id"] for e in _exchanges(bootstrap) if e["type"] == Concluded.event_type})
+
+    wait_until(lambda: found() >= count, lambda: f"{found()} of {count} calls were concluded", timeout_s=timeout_s)
+
+
+def added_latency(in_flight: int, seconds: int = 30, latency_s: float = 1.0) -> dict[str, float | None]:
+    """What is added to a model's own second from a situation's append to its proposal's arrival (ms), and checkpoints.
+
+    `in_flight` situations a second with a model of one second keep so many calls open.
+    """
+    with reasoning(latency_s * 1000, checkpoint_ms=1000) as (home, bootstrap, _):
+        count = int(in_flight / latency_s) * seconds
+        with Arrivals(bootstrap, "proposals") as proposals:
+            load(home, "situations", count, rate=in_flight / latency_s, run="timed")
+            appended = _appended_ms(bootstrap, "timed")
+            taken = [ms - round(latency_s * 1000) for ms in proposals.taken_ms(appended)]
+        return percentiles(taken) | {"checkpoint_ms": _checkpoint_ms(home)}
+
+
+def _appended_ms(bootstrap: str, run: str) -> dict[str, int]:
+    return {
+        str(orjson.loads(record.value or b"{}")["correlationid"]): record.appended_ms
+        for record in kafka.read_all(bootstrap, [topic("situations").of(DOMAIN)])
+        if (record.key or b"").startswith(f"{run}-".encode())
+    }
+
+
+def _checkpoint_ms(home: Home) -> float:
+    """Median duration of the last checkpoints, end to end."""
+    (job,) = flink_jobs.states(home, DOMAIN)
+    history = cluster.get(flink_jobs.rest_port(home), f"/jobs/{job.job_id}/checkpoints")["history"]
+    return float(statistics.median(c["end_to_end_duration"] for c in history if c["status"] == "COMPLETED"))
+
+
+def throughput(concurrency: int = 500, seconds: int = 20) -> float:
+    """Calls a second answered with a model of one second and so many in flight at most."""
+    with reasoning(1000, in_flight=concurrency) as (home, _, server):
+        before = server.stats()["requests"]
+        load(home, "situations", concurrency * seconds, run="timed")
+        samples: list[tuple[float, int]] = []
+
+        def answered() -> int:
+            samples.append((time.monotonic(), server.stats()["requests"] - before))
+            return samples[-1][1]
+
+        wait_until(lambda: answered() >= concurrency * seconds * 0.95, lambda: f"{samples[-1][1]} calls", timeout_s=300)
+        steady = [s for s in samples if concurrency * seconds * 0.2 <= s[1] <= concurrency * seconds * 0.9]
+        return (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0])
+
+
+def idle_cost(seconds: int = 30) -> float:
+    """Share of a core (percent) that the operator's Python worker takes while nothing is asked."""
+    with reasoning(1000) as (home, _, _):
+        workers = _workers(home)
+        before = sum(_cpu_s(worker) for worker in workers)
+        began = time.monotonic()
+        time.sleep(seconds)  # what is measured is time that passes
+        return 100 * (sum(_cpu_s(worker) for worker in workers) - before) / (time.monotonic() - began)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _workers(home: Home) -> list[psutil.Process]:
+    """The Python workers of the TaskManagers."""
+    processes = home.read_state()["processes"]
+    assert isinstance(processes, dict)
+    managers = [entry["pid"] for name, entry in processes.items() if name.startswith("taskmanager")]
+    return [
+        child for pid in managers for child in psutil.Process(pid).children(recursive=True)
+        if child.name().startswith("python")
+    ]  # fmt: skip
+
+
+def killed(in_flight: int = 200) -> dict[str, float]:
+    """`kill -9` of the TaskManager with so many calls in flight: what was answered, what was paid twice."""
+    with reasoning(2000, checkpoint_ms=1000) as (home, bootstrap, server):
+        clients = start_load(home, "situations", in_flight * 5, rate=in_flight / 2, run="timed")
+        wait_until(lambda: server.stats()["requests"] >= 50 + in_flight * 2, lambda: "calls", timeout_s=60)
+        processes = home.read_state()["processes"]
+        assert isinstance(processes, dict)
+        os.kill(int(processes["taskmanager-0"]["pid"]), signal.SIGKILL)
+        for client in clients:
+            client.wait()
+        _wait_for_conclusions(bootstrap, 50 + in_flight * 5, timeout_s=180)
+        events = _exchanges(bootstrap)
+        turns = [(e["data"]["call_id"], e["data"]["turn"]) for e in events if e["type"] == Exchange.event_type]
+        wait_until(lambda: not flink_jobs.open_calls(home, DOMAIN), lambda: "calls still open", timeout_s=60)
+        proposals: dict[str, set[str]] = {}
+        for record in kafka.read_all(bootstrap, [topic("proposals").of(DOMAIN)]):
+            event = orjson.loads(record.value or b"{}")
+            proposals.setdefault(str(event["causationid"]), set()).add(digest((record.value or b"").decode()))
+        return {
+            "situations": 50 + in_flight * 5,
+            "answered": len(proposals),
+            "answered_in_two_ways": sum(len(ways) > 1 for ways in proposals.values()),
+            "recorded_replies_asked_again": len(turns) - len(set(turns)),
+            "requests": server.stats()["requests"],
+        }
+
+
+def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | None]:
+    """From an alert's append to the command of its remedy's arrival (ms), all four jobs, model of one second.
+
+    Each alert is about a system of its own, known by a few samples before, and no rule fits what it shows: a
+    language model is asked. At least once, a TaskManager a job.
+    """
+    home = bench_home()
+    instance.stop(home)
+    try:
+        with environment(
+            FLYBALL_DELIVERY="at_least_once", FLYBALL_TASKMANAGERS="4", FLYBALL_MODEL_SERVER="{latency_ms: 1000}"
+        ):
+            bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid())
+            bootstrap = str(home.read_state()["bootstrap_servers"])
+            for run in ("warm", "timed"):
+                with Arrivals(bootstrap, "commands", _remedied, domain="incidents") as commands:
+                    appended = _raise_alerts(bootstrap, run, count, each_s)
+                    taken = commands.taken_ms(appended)
+            return percentiles(taken)
+    finally:
+        instance.stop(home)
+
+
+def _remedied(event: dict[str, Any]) -> str:
+    """The system a remedy is about; triage is none."""
+    return "" if event["data"]["action"] == "triage_incident" else str(event["subject"])
+
+
+def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float) -> dict[str, int]:
+    """Systems of two nodes whose callee got slow, and an alert about each; when the alert was appended, by system."""
+    emitter_domain = load_domain("incidents")
+    writer = kafka.producer(bootstrap)
+    emitter = Emitter(emitter_domain, writer, file_name=run)
+    began_ms = int(time.time() * 1000) - 3_600_000
+    systems = [f"{run}-{number}" for number in range(count)]
+
+    def fact(system: str, kind: str, minute: int, **data: object) -> NewFact:
+        return NewFact(f"incident.{kind}", system, began_ms + minute * 60_000, data, f"{kind}|{minute}|{sorted(data.items())}")
+
+    facts = []
+    for system in systems:
+        facts.append(fact(system, "call_observed", 0, from_node="web", to_node="db"))
+        for minute in range(30):
+            for node, value in (("web", 0.3), ("db", 0.1)):
+                noise = 1 + 0.02 * ((minute * 7) % 5 - 2)
+                facts.append(
+                    fact(system, "metric_measured", minute, node=node, metric="latency", statistic="Average", value=value * noise)
+                )
+            facts.append(fact(system, "sample_closed", minute))
+    emitter.emit(iter(facts), rate=None)
+    for system in systems:
+        late = (("db", 0.9), ("web", 1.1))
+        emitter.emit(
+            iter([
+                fact(system, "metric_measured", 31, node=node, metric="latency", statistic="Average", value=value)
+                for node, value in late
+            ] + [fact(system, "alert_raised", 31, node="web", metric="latency", text="slow")]),
+            rate=None,
+        )  # fmt: skip
+        time.sleep(each_s)  # a steady rate is what is measured
+    writer.close()
+    return {
+        (record.key or b"").decode(): record.appended_ms
+        for record in kafka.read_all(bootstrap, [topic("facts").of("incidents")])
+        if (record.key or b"").decode() in set(systems)
+        and orjson.loads(record.value or b"{}")["type"] == "incident.alert_raised"
+    }

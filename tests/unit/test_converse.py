@@ -1,0 +1,233 @@
+"""A question to a model over real HTTP: tried again, asked again, looked up, cancelled, never paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import openai
+import orjson
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from contracts.domain import load_domain
+from contracts.exchange import Exchange
+from contracts.prompt import Prompt
+from ops.model_rules import Rule
+from ops.model_server import Behaviour, ModelServer, running
+from udfs.agents.core import Situation
+from udfs.agents.definition import LlmAgent
+from udfs.reason.converse import Question, Result, converse
+from udfs.reason.recorded import Recorded, digest
+from udfs.reason.spans import Spans, child_of, parent_of
+
+CONTRACT = load_domain("machines")
+TEXT = "Decide whether the machine needs maintenance."
+PROMPT = Prompt(prompt_id="care", version=3, model="m", text=TEXT, sha256=digest(TEXT))
+SITUATION = Situation(
+    "situation-1", "machines.cooling_failed", "machine-1", "2026-01-01T00:00:00Z", "c", 0, None, None,
+    {"command_id": "command-1", "detail": "valve"},
+)  # fmt: skip
+SPANS = Spans("machines")
+GOOD = {"action": "schedule_maintenance", "parameters": {"priority": "urgent"}}
+
+
+class Kept:
+    """Records of one test: what a broker would have acknowledged."""
+
+    def __init__(self, before: Sequence[Recorded] = ()) -> None:
+        self.recorded = {(r.exchange.call_id, r.exchange.turn): r for r in before}
+
+    def exchange(self, call_id: str, turn: int) -> Recorded | None:
+        return self.recorded.get((call_id, turn))
+
+    async def record(self, exchange: Exchange) -> Recorded:
+        found = Recorded(exchange, 0, len(self.recorded))
+        self.recorded[exchange.call_id, exchange.turn] = found
+        return found
+
+    @property
+    def kinds(self) -> list[tuple[int, str, str]]:
+        return [(r.exchange.turn, r.exchange.kind, r.exchange.name) for r in self.recorded.values()]
+
+
+def agent(**changes: Any) -> LlmAgent:
+    declared = {
+        "kind": "llm", "agent": "carer", "version": 1, "situation": SITUATION.type, "prompt": "care", "model": "m",
+        "actions": ["schedule_maintenance"], "attempt_timeout_s": 5.0, "deadline_s": 20.0,
+    }  # fmt: skip
+    return LlmAgent.model_validate_json(orjson.dumps(declared | changes))
+
+
+def rule(**answer: Any) -> Rule:
+    return Rule.model_validate_json(orjson.dumps({"name": "only", **answer}))
+
+
+def ask(server: ModelServer, kept: Kept, *, within_s: float = 20, home: str = "", **changes: Any) -> Result:
+    question = Question(
+        "call-1", agent(**changes), PROMPT, SITUATION, 0, "m", (2.0, 10.0), int((time.time() + within_s) * 1000), home=home
+    )
+
+    async def talk() -> Result:
+        async with openai.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0) as client:
+            return await converse(question, client, kept, CONTRACT, SPANS)
+
+    return asyncio.run(talk())
+
+
+def test_a_reply_that_fits_is_recorded_with_what_it_took() -> None:
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(reply=GOOD)]) as server:
+        result = ask(server, kept)
+
+    assert result.reply is not None
+    assert (result.reply.action, result.reply.parameters) == ("schedule_maintenance", {"priority": "urgent"})
+    exchange = kept.recorded["call-1", 0].exchange
+    assert (exchange.prompt_id, exchange.prompt_version, exchange.retries) == ("care", 3, 0)
+    assert exchange.tokens_in > 100
+    assert exchange.cost == pytest.approx((exchange.tokens_in * 2 + exchange.tokens_out * 10) / 1e6)
+    assert digest(exchange.request) == exchange.request_sha256
+
+
+def test_what_was_recorded_before_a_restart_is_not_asked_again() -> None:
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(reply=GOOD)]) as server:
+        first = ask(server, kept)
+        again = ask(server, Kept(list(kept.recorded.values())))
+        assert server.stats()["requests"] == 1
+    assert again.reply == first.reply
+
+
+def test_a_reply_that_does_not_fit_is_told_why_and_asked_for_again() -> None:
+    kept = Kept()
+    bad = rule(reply={"action": "schedule_maintenance", "parameters": {"priority": "whenever"}})
+    with running(Behaviour(latency_ms=0), [bad]) as server:
+        result = ask(server, kept, asks=3)
+
+    assert (result.reply, result.why, result.taken.malformed) == (None, "malformed", 3)
+    assert [turn for turn, _, _ in kept.kinds] == [0, 1, 2]
+    second = orjson.loads(kept.recorded["call-1", 1].exchange.request)
+    assert [m["role"] for m in second] == ["system", "user", "assistant", "user"]
+    assert "priority" in second[-1]["content"]
+    assert result.last is not None
+    assert "whenever" in result.last.exchange.reply
+
+
+def test_a_server_that_fails_is_tried_again_so_often_and_no_more() -> None:
+    with running(Behaviour(latency_ms=0), [rule(status=503)]) as server:
+        result = ask(server, Kept(), attempts=2)
+        assert server.stats()["requests"] == 2
+    assert (result.why, result.explanation, result.taken.retries) == ("failed", "m: HTTP 503", 1)
+
+
+def test_a_refusal_for_good_is_not_tried_again() -> None:
+    with running(Behaviour(latency_ms=0), [rule(status=401)]) as server:
+        result = ask(server, Kept(), attempts=5)
+        assert server.stats()["requests"] == 1
+    assert (result.why, result.explanation) == ("failed", "m: HTTP 401")
+
+
+def test_a_server_that_asks_to_wait_is_waited_for() -> None:
+    with running(Behaviour(latency_ms=0, rate_limit_rate=1, retry_after_s=0.3)) as server:
+        began = time.monotonic()
+        result = ask(server, Kept(), attempts=3)
+        taken_s = time.monotonic() - began
+        assert server.stats()["requests"] == 3
+    assert result.why == "failed"
+    assert taken_s >= 0.6
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_is_given_up_at_once() -> None:
+    with running(Behaviour(latency_ms=0, rate_limit_rate=1, retry_after_s=120)) as server:
+        result = ask(server, Kept(), attempts=5, within_s=30)
+        assert server.stats()["requests"] == 1
+    assert (result.why, result.explanation) == ("failed", "m: HTTP 429")
+
+
+def test_a_call_past_its_deadline_is_cancelled_at_the_server() -> None:
+    with running(Behaviour(latency_ms=60_000)) as server:
+        result = ask(server, Kept(), within_s=0.5)
+        assert result.why == "deadline"
+        deadline = time.monotonic() + 10
+        while server.stats()["cancelled"] != 1:
+            assert time.monotonic() < deadline, f"expected the server to see it leave: {server.stats()}"
+            time.sleep(0.02)
+        assert server.stats()["in_flight"] == 0
+
+
+def test_an_attempt_that_hangs_is_a_time_out_and_tried_again() -> None:
+    with running(Behaviour(latency_ms=0, hang_rate=1)) as server:
+        result = ask(server, Kept(), attempts=2, attempt_timeout_s=0.2)
+        assert server.stats()["requests"] == 2
+    assert (result.why, result.taken.retries, result.taken.timeouts) == ("failed", 1, 1)
+
+
+def test_a_server_that_is_not_there_is_a_failure_not_a_crash() -> None:
+    with running(Behaviour(latency_ms=0)) as server:
+        pass
+    result = ask(server, Kept(), attempts=2)
+    assert (result.why, result.explanation) == ("failed", "m: APIConnectionError")
+
+
+def test_look_ups_are_made_recorded_and_bounded() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    asks = rule(tool={"name": "done", "arguments": {}})
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [asks, rule(reply=GOOD)]) as server:
+        result = ask(server, kept, tools=[tool], tool_calls=1)
+
+    assert result.reply is not None
+    assert [(turn, kind) for turn, kind, _ in kept.kinds] == [(0, "model"), (1, "tool"), (2, "model")]
+    assert kept.recorded["call-1", 1].exchange.reply.startswith("refused (")  # there is no such database
+
+
+def test_spans_tell_of_each_call_in_the_trace_of_its_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent by OTLP over HTTP to whoever listens, with ids that the call derives; no text of prompt or reply."""
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    spans = Spans("machines")
+    question = Question("call-1", agent(), PROMPT, SITUATION, 0, "m", (2.0, 10.0), int((time.time() + 20) * 1000))
+
+    async def talk(base_url: str) -> None:
+        async with openai.AsyncOpenAI(api_key="k", base_url=base_url, max_retries=0) as client:
+            await converse(question, client, Kept(), CONTRACT, spans)
+
+    with running(Behaviour(latency_ms=0), [rule(reply=GOOD)]) as server:
+        asyncio.run(talk(server.base_url))
+    spans.close()
+    collector.shutdown()
+
+    sent = ExportTraceServiceRequest.FromString(b"".join(received)).resource_spans[0].scope_spans[0].spans[0]
+    told = {a.key: a.value for a in sent.attributes}
+    parent = parent_of(SITUATION.traceparent, SITUATION.correlation_id)
+    assert sent.name == "chat m"
+    assert child_of(parent, "call-1/0") == f"00-{sent.trace_id.hex()}-{sent.span_id.hex()}-01"
+    assert sent.parent_span_id.hex() == parent.split("-")[2]
+    assert told["gen_ai.operation.name"].string_value == "chat"
+    assert told["gen_ai.agent.name"].string_value == "carer"
+    assert told["gen_ai.usage.input_tokens"].int_value > 100
+    assert b"valve" not in b"".join(received)
+
+
+def test_a_trace_that_a_fact_began_goes_on() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert parent_of(given, "c") == given
+    assert child_of(given, "k").split("-")[1] == "0af7651916cd43dd8448eb211c80319c"
+    assert child_of(given, "k") == child_of(given, "k") != given
+    assert parent_of("nonsense", "c") == parent_of(None, "c") != parent_of(None, "d")

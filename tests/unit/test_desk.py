@@ -1,0 +1,187 @@
+"""The desk of a language model's agent: what waits, what is asked, what it may take, whom it falls back on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from udfs.agents.definition import LlmAgent
+from udfs.reason.desk import Call, Conclude, Desk, Order, Start, Why
+
+T0 = 1_800_000_000_000
+
+
+def agent(**changes: Any) -> LlmAgent:
+    declared = {
+        "kind": "llm", "agent": "triage", "version": 1, "situation": "x.y", "prompt": "triage", "model": "large",
+        "actions": ["act"], "max_tokens": 100, "deadline_s": 10.0,
+    }  # fmt: skip
+    return LlmAgent.model_validate_json(orjson.dumps(declared | changes))
+
+
+def call(name: str, *, at_ms: int = T0, subject: str = "s", **changes: Any) -> Call:
+    told: dict[str, Any] = {
+        "call_id": name, "situation_id": f"of-{name}", "subject": subject, "event_ms": 0, "expiry_ms": None,
+        "arrived_ms": at_ms, "appended_ms": at_ms, "record": [], "size": 100,
+    }  # fmt: skip
+    return Call(**told | changes)
+
+
+def orders(desk: Desk, now_ms: int = T0, *, room: int = 100, has_prompt: bool = True) -> list[Order]:
+    return list(desk.orders(now_ms, room=room, has_prompt=has_prompt))
+
+
+def started(found: list[Order]) -> list[tuple[str, str]]:
+    return [(order.call.call_id, order.model) for order in found if isinstance(order, Start)]
+
+
+def concluded(found: list[Order]) -> list[tuple[str, str | None, str]]:
+    return [(order.call.call_id, order.agent, order.why) for order in found if isinstance(order, Conclude)]
+
+
+def fail(desk: Desk, name: str, why: Why = "failed", at_ms: int = T0) -> None:
+    desk.ended(desk.calls[name], at_ms, (why, "it did not work"))
+
+
+def test_the_oldest_are_asked_first_and_no_more_than_fit_at_once() -> None:
+    desk = Desk(agent(concurrency=2))
+    for name, at_ms in (("young", T0 + 2), ("old", T0), ("middle", T0 + 1)):
+        list(desk.take(call(name, at_ms=at_ms)))
+
+    assert started(orders(desk, T0 + 3)) == [("old", "large"), ("middle", "large")]
+    assert (desk.in_flight, desk.waiting) == (2, 1)
+    desk.ended(desk.calls["old"], T0 + 4, None)
+    assert started(orders(desk, T0 + 5)) == [("young", "large")]
+
+
+def test_nothing_starts_without_room_in_the_operator() -> None:
+    desk = Desk(agent())
+    list(desk.take(call("a")))
+    assert orders(desk, room=0) == []
+    assert started(orders(desk, room=1)) == [("a", "large")]
+
+
+def test_a_call_that_waited_past_its_deadline_falls_back_and_says_so() -> None:
+    desk = Desk(agent(concurrency=1, fallback=[{"agent": "rule"}]))
+    list(desk.take(call("a")))
+    list(desk.take(call("b")))
+    assert started(orders(desk)) == [("a", "large")]
+    assert orders(desk, T0 + 9_999) == []
+    (order,) = orders(desk, T0 + 10_000)
+    assert isinstance(order, Conclude)
+    assert (order.call.call_id, order.agent, order.why) == ("b", "rule", "deadline")
+    assert "no turn within 10 s" in order.explanation
+
+
+def test_tokens_of_the_last_minute_bound_what_is_asked_and_are_corrected_by_what_was_taken() -> None:
+    desk = Desk(agent(budget={"tokens_per_minute": 500}))
+    for name in ("a", "b", "c"):  # each may take 200
+        list(desk.take(call(name)))
+
+    first = orders(desk)
+    assert started(first) == [("a", "large"), ("b", "large")]
+    assert concluded(first) == [("c", None, "budget")]
+    assert "400 of 500 tokens a minute" in next(o.explanation for o in first if isinstance(o, Conclude))
+    for name in ("a", "b"):
+        desk.spent(desk.calls[name], T0, 10, 0.0)
+        desk.ended(desk.calls[name], T0, None)
+    for name in ("d", "e"):
+        list(desk.take(call(name)))
+    assert len(started(orders(desk))) == 2
+
+
+def test_a_minutes_budget_is_there_again_after_the_minute() -> None:
+    desk = Desk(agent(budget={"tokens_per_minute": 200}))
+    list(desk.take(call("a")))
+    assert len(started(orders(desk))) == 1
+    desk.spent(desk.calls["a"], T0, 200, 0.0)
+    desk.ended(desk.calls["a"], T0, None)
+    list(desk.take(call("b", at_ms=T0 + 1)))
+    assert concluded(orders(desk, T0 + 1)) == [("b", None, "budget")]
+    list(desk.take(call("c", at_ms=T0 + 60_000)))
+    assert len(started(orders(desk, T0 + 60_000))) == 1
+
+
+def test_a_days_cost_bounds_the_dear_model_and_the_cheaper_one_is_asked_instead() -> None:
+    desk = Desk(
+        agent(
+            budget={"cost_per_day": 0.5, "price_in": 1000.0, "price_out": 1000.0},
+            fallback=[{"model": "small", "price_in": 1.0, "price_out": 1.0}, {"agent": "rule"}],
+        )
+    )
+    for number in range(2):
+        list(desk.take(call(f"c{number}")))
+        (order,) = orders(desk)
+        assert isinstance(order, Start)
+        assert order.model == ("large" if number == 0 else "small")
+        desk.spent(order.call, T0, 200, 0.4 if number == 0 else 0.0002)
+        desk.ended(order.call, T0, None)
+
+
+def test_after_failures_in_a_row_the_circuit_opens_lets_one_through_later_and_closes() -> None:
+    desk = Desk(agent(circuit={"failures": 2, "open_s": 5}))
+    for name in ("a", "b"):
+        list(desk.take(call(name)))
+    assert len(started(orders(desk))) == 2
+    fail(desk, "a")
+    fail(desk, "b")
+    assert concluded(orders(desk)) == [("a", None, "failed"), ("b", None, "failed")]
+
+    list(desk.take(call("c")))
+    assert concluded(orders(desk, T0 + 4_999)) == [("c", None, "circuit_open")]
+    for name in ("probe", "other"):
+        list(desk.take(call(name, at_ms=T0 + 5_000)))
+    found = orders(desk, T0 + 5_000)
+    assert started(found) == [("probe", "large")]
+    assert concluded(found) == [("other", None, "circuit_open")]
+    desk.ended(desk.calls["probe"], T0 + 5_100, None)
+    list(desk.take(call("d", at_ms=T0 + 5_200)))
+    assert started(orders(desk, T0 + 5_200)) == [("d", "large")]
+
+
+def test_a_reply_that_does_not_fit_is_no_failure_of_the_server() -> None:
+    desk = Desk(agent(circuit={"failures": 1, "open_s": 5}, fallback=[{"model": "small"}, {"agent": "rule"}]))
+    list(desk.take(call("a")))
+    orders(desk)
+    fail(desk, "a", "malformed")
+    assert started(orders(desk)) == [("a", "small")]
+    fail(desk, "a", "malformed")
+    (order,) = orders(desk)
+    assert isinstance(order, Conclude)
+    assert (order.agent, order.why) == ("rule", "malformed")
+    assert order.explanation == "malformed: it did not work; malformed: it did not work"
+    assert not desk.calls
+
+
+def test_what_waits_past_its_expirytime_is_dropped_by_a_newer_situation_of_its_subject() -> None:
+    desk = Desk(agent(concurrency=1))
+    list(desk.take(call("asked", expiry_ms=50)))
+    assert len(started(orders(desk))) == 1
+    list(desk.take(call("stale", expiry_ms=50)))
+    list(desk.take(call("of another", subject="t", expiry_ms=50)))
+
+    dropped = list(desk.take(call("newer", event_ms=51)))
+
+    assert [(order.call.call_id, order.why) for order in dropped] == [("stale", "expired")]
+    assert set(desk.calls) == {"asked", "of another", "newer"}
+
+
+def test_without_a_prompt_nothing_is_asked() -> None:
+    desk = Desk(agent(fallback=[{"agent": "rule"}]))
+    list(desk.take(call("a")))
+    assert concluded(orders(desk, has_prompt=False)) == [("a", "rule", "no_prompt")]
+
+
+def test_after_a_restart_calls_wait_again_and_what_they_had_reserved_is_free() -> None:
+    desk = Desk(agent(budget={"tokens_per_day": 450}))
+    for name in ("a", "b"):
+        list(desk.take(call(name)))
+    assert len(started(orders(desk))) == 2
+
+    again = Desk(desk.agent, orjson.loads(orjson.dumps(desk.to_dict())), [c.to_dict() for c in desk.calls.values()])
+
+    assert (again.in_flight, again.waiting) == (0, 2)
+    found = orders(again)
+    assert started(found) == [("a", "large"), ("b", "large")]
+    assert [order.call.starts for order in found] == [2, 2]

@@ -1,0 +1,299 @@
+"""One question to one model, from the first message to a reply that fits: retries, look-ups, asking again.
+
+Everything that came is recorded before it is used, and what was recorded before a restart is used instead of asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import openai
+import orjson
+import tenacity
+
+from contracts.domain import DomainContract
+from contracts.envelope import format_time_ms
+from contracts.errors import ReplyRefused, ToolRefused
+from contracts.exchange import Exchange
+from contracts.prompt import Prompt
+from udfs.agents.core import Situation
+from udfs.agents.definition import LlmAgent
+from udfs.reason.desk import TURNS, Why
+from udfs.reason.masking import Mask
+from udfs.reason.prompt import ask_again, messages, quoted
+from udfs.reason.recorded import Recorded, digest
+from udfs.reason.reply import Reply, read_reply, response_format
+from udfs.reason.spans import Spans, parent_of, tell
+from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
+
+_RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+
+
+class Records(Protocol):
+    """What was exchanged: read back after a restart, and written before it is used."""
+
+    def exchange(self, call_id: str, turn: int) -> Recorded | None: ...
+
+    async def record(self, exchange: Exchange) -> Recorded: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """Ask `model` about the situation. Times are wall milliseconds, prices for a million tokens."""
+
+    call_id: str
+    agent: LlmAgent
+    prompt: Prompt
+    situation: Situation
+    level: int
+    model: str
+    prices: tuple[float, float]
+    until_ms: int
+    arrived_ms: int = 0
+    starts: int = 1
+    before: Mapping[str, float] = field(default_factory=dict)
+    home: str = ""
+
+    @property
+    def parent(self) -> str:
+        """The trace the call belongs to, as a `traceparent`."""
+        return parent_of(self.situation.traceparent, self.situation.correlation_id)
+
+
+@dataclass
+class Taken:
+    """What a question took so far."""
+
+    asked: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    retries: int = 0
+    timeouts: int = 0
+    malformed: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def with_before(self, before: Mapping[str, float]) -> Taken:
+        """This and what the levels before took."""
+        return Taken(**{name: before.get(name, 0) + value for name, value in asdict(self).items()})  # type: ignore[arg-type]
+
+    def add(self, exchange: Exchange) -> None:
+        self.asked += exchange.kind == "model"
+        self.tokens_in += exchange.tokens_in
+        self.tokens_out += exchange.tokens_out
+        self.cost += exchange.cost
+        self.retries += exchange.retries
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a question: a reply that fits, or why there is none. `last`: the last reply read."""
+
+    question: Question
+    taken: Taken
+    reply: Reply | None = None
+    last: Recorded | None = None
+    why: Why | None = None
+    explanation: str = ""
+
+
+@dataclass
+class _Talk:
+    """The messages so far, masked; what the server has said and what it may cite."""
+
+    said: list[dict[str, Any]]
+    turn: int
+    look_ups: int = 0
+    evidence: set[str] = field(default_factory=set)
+
+
+async def converse(
+    question: Question, client: openai.AsyncOpenAI, records: Records, contract: DomainContract, spans: Spans,
+    now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+) -> Result:  # fmt: skip
+    """Ask until a reply fits, at most `asks` times, within the deadline; a call past it is cancelled."""
+    agent, taken = question.agent, Taken()
+    mask = Mask.of(question.situation, contract.personal_fields())
+    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, ())], question.level * TURNS)
+    last: Recorded | None = None
+    try:
+        async with asyncio.timeout(max(0.0, (question.until_ms - now_ms()) / 1000)):
+            refused = ""
+            for _ in range(agent.asks):
+                last = await _ask(question, talk, client, records, taken, now_ms, mask, contract, spans)
+                try:
+                    reply = read_reply(last.exchange.reply, agent, contract, question.situation, mask, talk.evidence)
+                    return Result(question, taken, reply, last)
+                except ReplyRefused as error:
+                    taken.malformed += 1
+                    refused = f"{error.code}: {error}"
+                    talk.said = ask_again(talk.said, last.exchange.reply, error)
+        return Result(question, taken, None, last, "malformed", refused)
+    except TimeoutError:
+        taken.timeouts += 1
+        return Result(question, taken, None, last, "deadline", f"{question.model}: no reply that fits within {agent.deadline_s:g} s")
+    except openai.APITimeoutError:
+        taken.timeouts += 1
+        return Result(question, taken, None, last, "failed", f"{question.model}: no answer within {agent.attempt_timeout_s:g} s")
+    except openai.OpenAIError as error:
+        return Result(question, taken, None, last, "failed", f"{question.model}: {_told(error)}")
+
+
+async def _ask(
+    question: Question, talk: _Talk, client: openai.AsyncOpenAI, records: Records, taken: Taken,
+    now_ms: Callable[[], int], mask: Mask, contract: DomainContract, spans: Spans,
+) -> Recorded:  # fmt: skip
+    """The model's next reply that is no look-up, recorded; its look-ups made and answered before."""
+    while True:
+        may_look_up = bool(question.agent.tools) and talk.look_ups < question.agent.tool_calls
+        recorded = records.exchange(question.call_id, talk.turn)
+        if recorded is None:
+            with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
+                exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
+                tell(span, exchange)
+            recorded = await records.record(exchange)
+        taken.add(recorded.exchange)
+        talk.turn += 1
+        wanted = _tool_calls(recorded.exchange.reply) if may_look_up else []
+        if not wanted:
+            return recorded
+        talk.said.append({"role": "assistant", "content": None, "tool_calls": wanted})
+        for call in wanted:
+            await _look_up(question, talk, records, call, now_ms, mask, spans)
+
+
+async def _look_up(
+    question: Question, talk: _Talk, records: Records, call: dict[str, Any], now_ms: Callable[[], int], mask: Mask,
+    spans: Spans,
+) -> None:  # fmt: skip
+    name, arguments = str(call["function"]["name"]), str(call["function"]["arguments"])
+    recorded = records.exchange(question.call_id, talk.turn)
+    if recorded is None:
+        began_ms = now_ms()
+        found = "no more look-ups: answer now"
+        if talk.look_ups < question.agent.tool_calls:
+            with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
+                found = await _found(question, name, arguments, mask)
+        recorded = await records.record(
+            Exchange(
+                call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
+                agent_version=question.agent.version, situation_id=question.situation.id, name=name[:200],
+                request=arguments, request_sha256=digest(arguments), reply=found, reply_sha256=digest(found),
+                started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+            )
+        )  # fmt: skip
+    talk.look_ups += 1
+    talk.turn += 1
+    talk.evidence.add(f"{question.call_id}/{recorded.exchange.turn}")
+    answer = {"evidence_id": f"{question.call_id}/{recorded.exchange.turn}", "found": mask.hide(recorded.exchange.reply)}
+    talk.said.append({"role": "tool", "tool_call_id": call["id"], "content": quoted(answer)})
+
+
+async def _found(question: Question, name: str, arguments: str, mask: Mask) -> str:
+    """What the look-up gives, or why it gives nothing: the model may be told either."""
+    try:
+        request = prepare(find_tool(question.agent, name), arguments, mask)
+        if not isinstance(request, HttpRequest):
+            return await run_sql(request, Path(question.home))
+        return await run_http(request)
+    except ToolRefused as refused:
+        return f"refused ({refused.code}): {refused}"
+
+
+async def _request(
+    question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
+    contract: DomainContract, may_look_up: bool,
+) -> Exchange:  # fmt: skip
+    """One question over HTTP, tried again while that may help."""
+    agent = question.agent
+    options: dict[str, Any] = {}
+    if agent.is_structured:
+        options["response_format"] = response_format(agent, contract)
+    if may_look_up:
+        options["tools"] = tool_schemas(agent)
+    tries = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(_RETRIED),
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(agent.attempts), _NoTimeLeft(question.until_ms, now_ms)),
+        wait=_wait, reraise=True,
+    )  # fmt: skip
+    began_ms = now_ms()
+    async for attempt in tries:
+        with attempt:
+            if attempt.retry_state.attempt_number > 1:
+                taken.retries += 1
+            answer = await client.chat.completions.create(
+                model=question.model, messages=talk.said, max_completion_tokens=agent.max_tokens,  # type: ignore[arg-type]
+                temperature=0, timeout=agent.attempt_timeout_s, **options,
+            )  # fmt: skip
+    if not answer.choices:
+        raise openai.OpenAIError("the server gave no choice")
+    message, usage = answer.choices[0].message, answer.usage
+    if message.tool_calls:
+        text = orjson.dumps({"tool_calls": [c.model_dump(mode="json") for c in message.tool_calls]}).decode()
+    else:
+        text = message.content or message.refusal or ""
+    tokens_in, tokens_out = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
+    return Exchange(
+        call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
+        situation_id=question.situation.id, name=str(answer.model or question.model)[:200],
+        prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
+        request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
+        finish_reason=str(answer.choices[0].finish_reason or "")[:64], tokens_in=tokens_in, tokens_out=tokens_out,
+        cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
+        started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+    )  # fmt: skip
+
+
+def _tool_calls(reply: str) -> list[dict[str, Any]]:
+    """The look-ups a recorded reply asks for; none when it is an answer."""
+    if not reply.startswith('{"tool_calls":'):
+        return []
+    try:
+        found = orjson.loads(reply)["tool_calls"]
+        return [c for c in found if isinstance(c, dict) and isinstance(c.get("function"), dict) and c.get("id")]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return []
+
+
+def _retry_after_s(error: BaseException | None) -> float | None:
+    """What the server asks for, in seconds; a date or nonsense counts as nothing."""
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
+_backoff = tenacity.wait_exponential_jitter(initial=0.5, max=10, jitter=0.5)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    asked = _retry_after_s(state.outcome.exception() if state.outcome else None)
+    return asked if asked is not None else _backoff(state)
+
+
+class _NoTimeLeft(tenacity.stop.stop_base):
+    """Give up at once when the server asks for more time than there is."""
+
+    def __init__(self, until_ms: int, now_ms: Callable[[], int]) -> None:
+        self._until_ms, self._now_ms = until_ms, now_ms
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        asked = _retry_after_s(state.outcome.exception() if state.outcome else None)
+        return asked is not None and self._now_ms() + asked * 1000 >= self._until_ms
+
+
+def _told(error: openai.OpenAIError) -> str:
+    """What the server said, without request or headers: no key, no fact may reach a log by it."""
+    if isinstance(error, openai.APIStatusError):
+        return f"HTTP {error.status_code}"
+    return type(error).__name__

@@ -1,0 +1,280 @@
+"""The pure core of `reason`: what waits for a language model's agent, what is asked, and what it may take.
+
+One desk an agent. It decides and keeps the books; it makes no call and reads no clock: time comes in as
+wall milliseconds, events in, orders out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from udfs.agents.definition import LlmAgent
+
+MINUTE_MS = 60_000
+DAY_MS = 86_400_000
+# Why a model or the whole agent could not answer; as contracts/exchange.py `Concluded.why`.
+Why = Literal["abstained", "budget", "circuit_open", "deadline", "failed", "malformed", "expired", "no_prompt"]
+# Turns of a level of fallback: level * TURNS + question, so that a recorded turn tells its level.
+TURNS = 100
+
+
+@dataclass
+class Call:
+    """A situation that an agent is asked about, from its arrival to its conclusion. Kept in Flink's state.
+
+    `record` is the situation's place and text: key, value, topic, partition, offset. `level` counts
+    whom it was given up with: 0 the agent's own model, then `fallback` in its order.
+    """
+
+    call_id: str
+    situation_id: str
+    subject: str
+    event_ms: int
+    expiry_ms: int | None
+    arrived_ms: int
+    appended_ms: int
+    record: list[Any]
+    size: int
+    level: int = 0
+    is_asked: bool = False
+    starts: int = 0
+    reserved: int = 0
+    taken: dict[str, float] = field(default_factory=dict)
+    last_turn: int | None = None
+    troubles: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Ask this model about the call; give up at `until_ms`."""
+
+    call: Call
+    model: str
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """Nobody else is asked: the rule agent `agent` speaks, or nobody (None)."""
+
+    call: Call
+    agent: str | None
+    why: Why
+    explanation: str
+
+
+Order = Start | Conclude
+
+
+class Books:
+    """Tokens and cost of the last day, by minute; sliding, to the minute."""
+
+    def __init__(self, minutes: dict[str, list[float]] | None = None) -> None:
+        self.minutes: dict[int, list[float]] = {int(m): list(v) for m, v in (minutes or {}).items()}
+
+    def add(self, at_ms: int, tokens: float, cost: float) -> None:
+        entry = self.minutes.setdefault(at_ms // MINUTE_MS, [0.0, 0.0])
+        entry[0] += tokens
+        entry[1] += cost
+
+    def taken(self, now_ms: int, last_ms: int) -> tuple[float, float]:
+        """Tokens and cost of the last `last_ms`; a minute that began within them counts whole."""
+        first = (now_ms - last_ms) // MINUTE_MS + 1
+        found = [entry for minute, entry in self.minutes.items() if minute >= first]
+        return sum(e[0] for e in found), sum(e[1] for e in found)
+
+    def forget(self, now_ms: int) -> None:
+        first = (now_ms - DAY_MS) // MINUTE_MS + 1
+        for minute in [m for m in self.minutes if m < first]:
+            del self.minutes[minute]
+
+
+class Desk:
+    """The work of one agent. `state` is what `to_dict` gave; calls are kept apart, one by one."""
+
+    def __init__(
+        self, agent: LlmAgent, state: dict[str, Any] | None = None, calls: Iterable[dict[str, Any]] = ()
+    ) -> None:
+        state = state or {}
+        self.agent = agent
+        self.books = Books(state.get("minutes"))
+        # model -> failures in a row, and until when none is made (0: none failed for good yet)
+        self._failures: dict[str, int] = dict(state.get("failures", {}))
+        self._open_until: dict[str, int] = dict(state.get("open_until", {}))
+        self._probing: set[str] = set()
+        self.calls: dict[str, Call] = {}
+        self._in_flight = 0
+        self._queue: list[tuple[int, int, str]] = []  # heap of what waits: arrival, order, call id
+        self._order_of = itertools.count()
+        self._of_subject: dict[str, set[str]] = {}
+        for raw in sorted(calls, key=lambda raw: raw["arrived_ms"]):
+            call = Call(**raw)
+            if call.is_asked:  # in flight when its TaskManager was lost: it is in flight no more
+                self.books.add(call.arrived_ms, -call.reserved, 0.0)
+                call.is_asked, call.reserved = False, 0
+            self._wait(call)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "minutes": {str(minute): entry for minute, entry in self.books.minutes.items()},
+            "failures": self._failures,
+            "open_until": self._open_until,
+        }
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        return len(self.calls) - self._in_flight
+
+    def _wait(self, call: Call) -> None:
+        self.calls[call.call_id] = call
+        self._of_subject.setdefault(call.subject, set()).add(call.call_id)
+        heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))
+
+    def _drop(self, call: Call) -> None:
+        del self.calls[call.call_id]
+        others = self._of_subject[call.subject]
+        others.discard(call.call_id)
+        if not others:
+            del self._of_subject[call.subject]
+
+    def take(self, call: Call) -> Iterator[Conclude]:
+        """A new call waits. What waits for the same subject and is past its expiry by now is dropped."""
+        for other in [self.calls[name] for name in self._of_subject.get(call.subject, ())]:
+            if other.expiry_ms is not None and other.expiry_ms < call.event_ms and not other.is_asked:
+                self._drop(other)
+                yield Conclude(other, None, "expired", "its expirytime passed while it waited for its turn")
+        self._wait(call)
+
+    def give_up(self, call: Call) -> None:
+        """It was concluded before a restart: nothing is to be asked."""
+        self._drop(call)
+
+    def orders(self, now_ms: int, *, room: int, has_prompt: bool) -> Iterator[Order]:
+        """What is to be done now with what waits, oldest first; `room`: how many calls may start."""
+        while self._queue:
+            call = self.calls.get(self._queue[0][2])
+            if call is None or call.is_asked:  # dropped meanwhile
+                heapq.heappop(self._queue)
+                continue
+            has_room = room > 0 and self._in_flight < self.agent.concurrency
+            order = self._order(call, now_ms, has_room=has_room, has_prompt=has_prompt)
+            if order is None:
+                return  # neither can those behind it start, nor is their deadline past
+            heapq.heappop(self._queue)
+            if isinstance(order, Start):
+                room -= 1
+            else:
+                self._drop(call)
+            yield order
+
+    def _order(self, call: Call, now_ms: int, *, has_room: bool, has_prompt: bool) -> Order | None:
+        until_ms = call.arrived_ms + int(self.agent.deadline_s * 1000)
+        why: Why = "failed"
+        while True:
+            model, rule = self._at(call.level)
+            if model is None:
+                told = "; ".join(call.troubles) or "nobody could be asked"
+                return Conclude(call, rule, self._first_why(call, why), told[:1000])
+            trouble: tuple[Why, str] | None = None
+            if not has_prompt:
+                trouble = "no_prompt", f"no active prompt {self.agent.prompt!r}"
+            elif now_ms >= until_ms:
+                trouble = "deadline", f"no turn within {self.agent.deadline_s:g} s"
+            elif (open_until := self._open_until.get(model, 0)) and (now_ms < open_until or model in self._probing):
+                trouble = "circuit_open", f"{model} failed {self.agent.circuit.failures} times in a row"
+            elif told := self._over_budget(call, now_ms):
+                trouble = "budget", told
+            if trouble is None:
+                if not has_room:
+                    return None
+                if self._open_until.get(model):
+                    self._probing.add(model)
+                call.is_asked = True
+                call.starts += 1
+                call.reserved = call.size + self.agent.max_tokens
+                self.books.add(now_ms, call.reserved, 0.0)
+                self._in_flight += 1
+                return Start(call, model, until_ms)
+            why = trouble[0]
+            call.troubles.append(f"{why}: {trouble[1]}")
+            call.level += 1
+
+    def _first_why(self, call: Call, otherwise: Why) -> Why:
+        """The first trouble says why; the later ones are told with it."""
+        return call.troubles[0].partition(":")[0] if call.troubles else otherwise  # type: ignore[return-value]
+
+    def _at(self, level: int) -> tuple[str | None, str | None]:
+        """The model to ask at this level, or the rule agent to speak; neither: nobody is left."""
+        if level == 0:
+            return self.agent.model, None
+        if level <= len(self.agent.fallback):
+            fallback = self.agent.fallback[level - 1]
+            return fallback.model, fallback.agent
+        return None, None
+
+    def prices(self, level: int) -> tuple[float, float]:
+        """For a million tokens in and out of the model asked at this level."""
+        of = self.agent.budget if level == 0 else self.agent.fallback[level - 1]
+        return of.price_in, of.price_out
+
+    def _over_budget(self, call: Call, now_ms: int) -> str:
+        """What a call of this size would overdraw; empty: nothing."""
+        budget = self.agent.budget
+        price_in, price_out = self.prices(call.level)
+        tokens = call.size + self.agent.max_tokens
+        cost = (call.size * price_in + self.agent.max_tokens * price_out) / 1e6
+        for last_ms, tokens_bound, cost_bound, name in (
+            (MINUTE_MS, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
+            (DAY_MS, budget.tokens_per_day, budget.cost_per_day, "day"),
+        ):
+            taken_tokens, taken_cost = self.books.taken(now_ms, last_ms)
+            if tokens_bound is not None and taken_tokens + tokens > tokens_bound:
+                return f"{taken_tokens:.0f} of {tokens_bound} tokens a {name} taken, this call may take {tokens}"
+            if cost_bound is not None and taken_cost + cost > cost_bound:
+                return f"{taken_cost:g} of {cost_bound:g} cost a {name} taken, this call may take {cost:g}"
+        return ""
+
+    def spent(self, call: Call, at_ms: int, tokens: int, cost: float) -> None:
+        """A question was answered: what it took takes the place of what was reserved."""
+        self.books.add(at_ms, tokens - call.reserved, cost)
+        call.reserved = 0
+
+    def ended(self, call: Call, now_ms: int, trouble: tuple[Why, str] | None) -> None:
+        """The call came back: concluded (`trouble` None), or its next level is due."""
+        model, _ = self._at(call.level)
+        assert model is not None
+        self._in_flight -= 1
+        self._probing.discard(model)
+        if call.reserved:
+            self.books.add(now_ms, -call.reserved, 0.0)
+            call.reserved = 0
+        self.books.forget(now_ms)
+        if trouble is None or trouble[0] == "malformed":  # it answered
+            self._failures.pop(model, None)
+            self._open_until.pop(model, None)
+        elif trouble[0] in ("failed", "deadline"):
+            failures = self._failures[model] = self._failures.get(model, 0) + 1
+            if failures >= self.agent.circuit.failures:
+                self._open_until[model] = now_ms + int(self.agent.circuit.open_s * 1000)
+        if trouble is None:
+            self._drop(call)
+        else:
+            call.is_asked = False
+            call.troubles.append(f"{trouble[0]}: {trouble[1]}"[:300])
+            call.level += 1
+            heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))
+
+    def is_open(self, model: str, now_ms: int) -> bool:
+        return now_ms < self._open_until.get(model, 0)
+

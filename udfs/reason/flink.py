@@ -1,0 +1,370 @@
+"""The PyFlink shell of `reason`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pyflink.common import Row, Time, Types
+from pyflink.datastream import RuntimeContext
+from pyflink.datastream.functions import FlatMapFunction, KeyedBroadcastProcessFunction
+from pyflink.datastream.state import (
+    ListStateDescriptor,
+    MapStateDescriptor,
+    StateTtlConfig,
+    ValueStateDescriptor,
+)
+
+from contracts.domain import load_domain
+from contracts.envelope import derive_id, parse_time_ms
+from contracts.errors import BadInput, ReplyRefused
+from contracts.exchange import Concluded
+from contracts.model import ModelAlias
+from contracts.prompt import Prompt
+from contracts.topics import topic
+from udfs.agents.core import Agents, Situation
+from udfs.agents.definition import LlmAgent, load_agents
+from udfs.agents.flink import read_alias
+from udfs.agents.onnx_model import LoadedModel, load_model
+from udfs.policy.cel import Condition
+from udfs.reason.caller import Back, Caller, GaveUp
+from udfs.reason.converse import Question
+from udfs.reason.desk import TURNS, Call, Conclude, Desk, Start
+from udfs.reason.metrics import Meters
+from udfs.reason.outputs import cel_condition, not_fitting, proposal_of, read_prompt_event
+from udfs.reason.recorded import STAGE, Exchanges, Recorded
+from udfs.serde import dead_letter
+
+# How often replies are collected, while there is something to wait for.
+COLLECT_MS = 25
+_WAIT_MS = 20
+RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
+_BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
+# Agent, then the record: key, value, topic, partition, offset, when the broker appended it (ms).
+ROUTED = Types.ROW([Types.STRING(), _BYTES, _BYTES, Types.STRING(), Types.LONG(), Types.LONG(), Types.LONG()])
+CONTROL_STATE = MapStateDescriptor("control", Types.STRING(), Types.STRING())
+_READ_UP_TO = "\x00offset/"
+# Ids of what was concluded are remembered this long (wall time): a situation that `context` repeats is not asked again.
+_REMEMBER = Time.days(7)
+
+
+class Route(FlatMapFunction):
+    """A situation to the agents it may concern, by type and condition: most go no further. Keeps no state."""
+
+    def __init__(self, domain: str, agents_file: str) -> None:
+        self._domain, self._agents_file = domain, agents_file
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        contract = load_domain(self._domain)
+        agents = load_agents(Path(self._agents_file), contract)
+        self._agents = Agents(contract, agents)
+        self._of: dict[str, list[tuple[str, Condition | None]]] = {}
+        for agent in agents:
+            if isinstance(agent, LlmAgent):
+                self._of.setdefault(agent.situation, []).append((agent.agent, cel_condition(agent, contract)))
+
+    def flat_map(self, value: Row) -> Iterator[Row]:
+        try:
+            situation = self._agents.read(bytes(value[0] or b""), bytes(value[1] or b""))
+        except BadInput:
+            return  # `propose` reads the same topic and keeps it in dead letters
+        for name, when in self._of.get(situation.type, ()):
+            if when is None or when.evaluate(situation.features).value is True:
+                yield Row(name, *value)
+
+
+class Reason(KeyedBroadcastProcessFunction):
+    """Situations routed to agents, keyed by agent; prompt and model events as broadcast state.
+
+    State per agent: its calls, waiting or in flight, one entry each; its books (tokens, cost, circuits); ids of
+    what it concluded; records that wait until the prompts and models known at start are loaded. A processing-time
+    timer, one an agent, collects replies every 25 ms while there are calls.
+    Restart: calls in flight are made again, unless their replies were recorded on `<domain>.exchanges`; a
+    conclusion that was recorded is written again as it was.
+    """
+
+    def __init__(
+        self, domain: str, agents_file: str, bootstrap_servers: str, ready_at: dict[str, int], largest_in_flight: int,
+        models_url: str,
+    ) -> None:  # fmt: skip
+        self._domain = domain
+        self._agents_file = agents_file
+        self._bootstrap = bootstrap_servers
+        self._ready_at = ready_at
+        self._room = largest_in_flight
+        self._models_url = models_url
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._contract = load_domain(self._domain)
+        listed = load_agents(Path(self._agents_file), self._contract)
+        self._agents = Agents(self._contract, listed)
+        self._llm = {agent.agent: agent for agent in listed if isinstance(agent, LlmAgent)}
+        self._calls = runtime_context.get_map_state(MapStateDescriptor("calls", Types.STRING(), Types.STRING()))
+        self._books = runtime_context.get_state(ValueStateDescriptor("books", Types.STRING()))
+        done = MapStateDescriptor("done", Types.STRING(), Types.LONG())
+        done.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
+        self._done = runtime_context.get_map_state(done)
+        self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY()))
+        self._desks: dict[str, Desk] = {}
+        self._settling: dict[str, dict[str, Call]] = {}
+        self._prompts: dict[str, Prompt] | None = None
+        self._models: dict[str, LoadedModel] = {}
+        self._is_ready = not any(self._ready_at.values())
+        self._exchanges = Exchanges(self._domain, self._bootstrap)
+        self._caller = Caller(self._contract, self._exchanges, self._models_url)
+        self._meters = Meters(runtime_context)
+        self._home = os.environ.get("FLYBALL_HOME", "")
+
+    def close(self) -> None:
+        self._caller.close()
+        self._exchanges.close()
+
+    def process_element(self, value: Row, ctx: Any) -> Iterator[Row]:
+        agent, *record = value
+        self._load(ctx)
+        if not self._is_ready:
+            self._waiting.add(tuple(record))
+            self._wake(ctx, _WAIT_MS)
+            return
+        yield from self._take(agent, record)
+        yield from self._collect(agent)
+        self._wake(ctx, COLLECT_MS)
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Row]:
+        key = ctx.get_current_key()
+        agent = key if isinstance(key, str) else str(key[0])
+        self._load(ctx)
+        if not self._is_ready:
+            self._wake(ctx, _WAIT_MS)
+            return
+        waiting = list(self._waiting.get() or ())
+        if waiting:
+            self._waiting.clear()
+            for record in waiting:
+                yield from self._take(agent, list(record))
+        yield from self._collect(agent)
+        if self._desk(agent).calls or self._settling.get(agent):
+            self._wake(ctx, COLLECT_MS)
+
+    def _wake(self, ctx: Any, within_ms: int) -> None:
+        """At the next multiple of `within_ms`: however many ask, one timer fires."""
+        timers = ctx.timer_service()
+        now_ms = timers.current_processing_time()
+        timers.register_processing_time_timer(now_ms - now_ms % within_ms + within_ms)
+
+    def _desk(self, agent: str) -> Desk:
+        """The agent's desk; after a restart made again from state, and what was recorded meanwhile read back."""
+        desk = self._desks.get(agent)
+        if desk is None:
+            calls = [orjson.loads(text) for text in self._calls.values()]
+            desk = self._desks[agent] = Desk(self._llm[agent], orjson.loads(self._books.value() or "{}"), calls)
+            self._settling[agent] = {}
+            if calls:
+                self._exchanges.since(min(call["appended_ms"] for call in calls))
+        return desk
+
+    def _take(self, agent: str, record: list[Any]) -> Iterator[Row]:
+        """One situation for one agent: asked before, answered by those before it, or a new call."""
+        key, value, log_topic, partition, offset, appended_ms = record
+        situation = self._agents.read(bytes(key or b""), bytes(value or b""))
+        call_id = derive_id(situation.id, STAGE, agent)
+        desk = self._desk(agent)
+        if self._done.contains(call_id) or call_id in desk.calls or call_id in self._settling[agent]:
+            return
+        asked = self._llm[agent]
+        if asked.after and self._agents.would_propose(situation, self._models, asked.after):
+            self._meters.answered_before(agent)
+            return
+        self._exchanges.since(appended_ms)
+        prompt = (self._prompts or {}).get(asked.prompt)
+        event_ms = parse_time_ms(situation.event_time)
+        expires = [parse_time_ms(situation.expiry)] if situation.expiry else []
+        if asked.expires_after_s is not None:
+            expires.append(event_ms + asked.expires_after_s * 1000)
+        call = Call(
+            call_id=call_id, situation_id=situation.id, subject=situation.subject, event_ms=event_ms,
+            expiry_ms=min(expires, default=None), arrived_ms=_wall_ms(), appended_ms=appended_ms,
+            record=[bytes(key or b"").decode(), bytes(value or b"").decode(), log_topic, partition, offset],
+            size=(len(value or b"") + len(prompt.text if prompt else "") + 2000) // 3,
+            level=self._exchanges.levels(call_id, TURNS),
+        )  # fmt: skip
+        self._meters.taken(agent)
+        for dropped in desk.take(call):
+            self._conclude(agent, dropped)
+        self._calls.put(call_id, orjson.dumps(call.to_dict()).decode())
+        if (concluded := self._exchanges.concluded(call_id)) is not None:
+            desk.give_up(call)
+            turn = None if concluded.turn is None else self._exchanges.exchange(call_id, concluded.turn)
+            yield from self._write(agent, call, concluded, turn)
+
+    def _collect(self, agent: str) -> Iterator[Row]:
+        """What came back, and what is to be asked now."""
+        desk = self._desk(agent)
+        has_changed = False
+        for back in self._caller.done(agent):
+            has_changed = True
+            yield from self._back(agent, desk, back)
+        now_ms = _wall_ms()
+        room = self._room - sum(other.in_flight for other in self._desks.values())
+        if any(other.agent.priority < desk.agent.priority and other.waiting for other in self._desks.values()):
+            room = 0 if room < self._room // 10 else room  # the last tenth is for those before it
+        prompt = (self._prompts or {}).get(desk.agent.prompt)
+        for order in desk.orders(now_ms, room=room, has_prompt=prompt is not None):
+            has_changed = True
+            if isinstance(order, Start):
+                assert prompt is not None
+                self._ask(order, prompt, desk)
+            else:
+                self._conclude(agent, order)
+        if has_changed:
+            self._books.update(orjson.dumps(desk.to_dict()).decode())
+        self._meters.standing(agent, desk.in_flight, desk.waiting)
+
+    def _back(self, agent: str, desk: Desk, back: Back) -> Iterator[Row]:
+        if isinstance(back, BaseException):
+            raise back
+        now_ms = _wall_ms()
+        if isinstance(back, GaveUp):
+            result = back.result
+            call = desk.calls[result.question.call_id]
+            assert result.why is not None
+            desk.spent(call, now_ms, result.taken.tokens_in + result.taken.tokens_out, result.taken.cost)
+            call.taken = result.taken.with_before(call.taken).to_dict()
+            self._meters.took(agent, result.taken)
+            desk.ended(call, now_ms, (result.why, result.explanation))
+            if result.last is not None:
+                call.last_turn = result.last.exchange.turn
+                yield self._letter_of_reply(result.last, result.explanation)
+            self._calls.put(call.call_id, orjson.dumps(call.to_dict()).decode())
+            return
+        if back.call_id in self._settling[agent]:
+            call = self._settling[agent].pop(back.call_id)
+        else:
+            call = desk.calls[back.call_id]
+            assert back.result is not None
+            desk.spent(call, now_ms, back.result.taken.tokens_in + back.result.taken.tokens_out, back.result.taken.cost)
+            self._meters.took(agent, back.result.taken)
+            desk.ended(call, now_ms, None)
+        yield from self._write(agent, call, back.concluded, back.last)
+
+    def _ask(self, order: Start, prompt: Prompt, desk: Desk) -> None:
+        call = order.call
+        self._calls.put(call.call_id, orjson.dumps(call.to_dict()).decode())
+        self._caller.ask(
+            Question(
+                call_id=call.call_id, agent=desk.agent, prompt=prompt, situation=self._situation(call), level=call.level,
+                model=order.model, prices=desk.prices(call.level), until_ms=order.until_ms, arrived_ms=call.arrived_ms,
+                starts=call.starts, before=call.taken, home=self._home,
+            )
+        )  # fmt: skip
+
+    def _situation(self, call: Call) -> Situation:
+        key, value, *_ = call.record
+        return self._agents.read(key.encode(), value.encode())
+
+    def _conclude(self, agent: str, order: Conclude) -> None:
+        """Nobody else is asked: recorded first, written when that is acknowledged."""
+        call, taken = order.call, order.call.taken
+        self._settling[agent][call.call_id] = call
+        self._caller.conclude(
+            Concluded(
+                call_id=call.call_id, agent=agent, agent_version=self._llm[agent].version,
+                situation_id=call.situation_id, how="abstained" if order.agent is None else "fell_back", why=order.why,
+                explanation=order.explanation, by=order.agent or "", turn=call.last_turn,
+                asked=int(taken.get("asked", 0)), tokens_in=int(taken.get("tokens_in", 0)),
+                tokens_out=int(taken.get("tokens_out", 0)), cost=taken.get("cost", 0.0),
+                latency_ms=max(0, _wall_ms() - call.arrived_ms), starts=call.starts,
+            ), None,
+        )  # fmt: skip
+
+    def _write(self, agent: str, call: Call, concluded: Concluded, last: Recorded | None) -> Iterator[Row]:
+        """What is concluded, out; the call is over."""
+        self._calls.remove(call.call_id)
+        self._done.put(call.call_id, call.arrived_ms)
+        self._exchanges.forget(call.call_id)
+        self._meters.concluded(agent, concluded)
+        situation = self._situation(call)
+        asked = self._llm[agent]
+        written: tuple[str, bytes] | None = None
+        if concluded.how == "proposed" and last is not None:
+            try:
+                written = proposal_of(self._contract, asked, situation, concluded, last.exchange, call.expiry_ms)
+            except ReplyRefused as error:  # recorded under another version of the agent
+                yield self._letter_of_reply(last, f"{error.code}: {error}")
+        elif concluded.how == "fell_back":
+            told = concluded.explanation or concluded.why
+            written = self._agents.fall_back(situation, concluded.by, instead_of=agent, why=told)
+        if written is not None:
+            yield Row("proposals", written[0], written[1].decode())
+
+    def _load(self, ctx: Any) -> None:
+        """Prompts and models out of the broadcast state, once after a start; ready when all known then are read."""
+        if self._prompts is None or not self._is_ready:
+            state = ctx.get_broadcast_state(CONTROL_STATE)
+            if self._prompts is None:
+                self._prompts = {}
+                for name, text in state.items():
+                    kind, _, rest = name.partition("/")
+                    if kind == "prompt":
+                        self._prompts[rest] = Prompt.model_validate_json(text)
+                    elif kind == "model":
+                        self._models[rest] = load_model(ModelAlias.model_validate_json(text))
+            self._is_ready = all(
+                int(state.get(_READ_UP_TO + name) or -1) >= until - 1 for name, until in self._ready_at.items()
+            )
+
+    def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Row]:
+        key, text, log_topic, partition, offset = value
+        self._load(ctx)
+        state = ctx.get_broadcast_state(CONTROL_STATE)
+        try:
+            if log_topic == topic("prompts").of(self._domain):
+                prompt = read_prompt_event(bytes(text or b""))
+                self._keep_prompt(state, prompt)
+            else:
+                alias, model = read_alias(bytes(text or b""))
+                name = f"model/{alias.alias}"
+                if alias.status == "active":
+                    self._models[alias.alias] = model
+                    state.put(name, alias.model_dump_json())
+                elif (current := self._models.get(alias.alias)) and current.used.sha256 == alias.sha256:
+                    del self._models[alias.alias]
+                    state.remove(name)
+        except BadInput as refused:
+            yield self._letter(refused, log_topic, partition, offset, key, text)
+        state.put(_READ_UP_TO + log_topic, str(offset))
+
+    def _keep_prompt(self, state: Any, prompt: Prompt) -> None:
+        assert self._prompts is not None
+        name, current = f"prompt/{prompt.prompt_id}", self._prompts.get(prompt.prompt_id)
+        if prompt.status == "active":
+            self._prompts[prompt.prompt_id] = prompt
+            state.put(name, prompt.model_dump_json())
+        elif current is not None and current.version == prompt.version:
+            del self._prompts[prompt.prompt_id]
+            state.remove(name)
+
+    def _letter_of_reply(self, last: Recorded, told: str) -> Row:
+        """The raw reply that did not fit, under its place on the exchanges topic."""
+        exchange = last.exchange
+        return self._letter(
+            not_fitting(told), topic("exchanges").of(self._domain), last.partition, last.offset,
+            f"{exchange.call_id}/{exchange.turn}".encode(), exchange.reply.encode(),
+        )  # fmt: skip
+
+    def _letter(self, refused: BadInput, log_topic: str, partition: int, offset: int, key: Any, value: Any) -> Row:
+        place, letter = dead_letter(
+            domain=self._domain, stage=STAGE, cause=refused.code, message=str(refused), topic=log_topic,
+            partition=partition, offset=offset, key=None if key is None else bytes(key),
+            value=None if value is None else bytes(value), now_ms=_wall_ms(),
+        )  # fmt: skip
+        return Row("dead-letters", place, letter.decode())
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)
+
