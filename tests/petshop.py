@@ -19,7 +19,7 @@ from udfs.root_cause import Deviation
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "data" / "incidents"
-WINDOW, GAP, ENOUGH = 289, 30, 20
+WINDOW, GAP, ENOUGH = 289, 20, 20
 Series = tuple[str, str, str]
 Sample = list[tuple[Series, float]]
 

@@ -4,16 +4,16 @@
 -- rows of one system may come out of here interleaved otherwise than they lie in the log, and a sample be judged
 -- without its last rows. The domain runs with one (conf/incidents/domain.yaml; docs/decisions/0019).
 -- All facts take this way, so that with one subtask a system's measurements, deploys and outcomes keep their order.
--- State: the last 289 rows and 30 pasts a series. Consumer: sample_clock.
+-- State: the last 289 rows and 20 pasts a series. Consumer: sample_clock.
 --
--- The past is 289 samples that ended 30 samples ago: counted in samples, so any interval will do. What goes on for fewer
--- than 30 is not yet its own past, and one sample in 20 of the past may be odd before the spread grows by it.
+-- The past is 289 samples that ended 20 samples ago: counted in samples, so any interval will do. What goes on for fewer
+-- than 20 is not yet its own past, and one sample in 20 of the past may be odd before the spread grows by it.
 -- usual      their median
 -- spread     their robust standard deviation: the larger of what the middle half and the middle nine tenths say of a
 --            normal distribution, and a 400th of the median (a series that never moved has an accuracy too)
 -- is_weak    it counts traffic, which others cause; more and less are deviations alike
 -- deviation  how far off, in spreads, positive: worse. 8 where a series moves that stood still at 0; at most 1000; 0
---            for the first 50 samples
+--            for the first 40 samples
 -- excess     the same in the series' own unit
 CREATE VIEW series_past AS
 WITH incident_facts AS (
@@ -54,8 +54,8 @@ WINDOW own_past AS (
 CREATE VIEW series_past_before AS
 SELECT
     *,
-    LAG(samples_seen, 30) OVER log_order AS samples_before,
-    LAG(past, 30) OVER log_order AS past_before
+    LAG(samples_seen, 20) OVER log_order AS samples_before,
+    LAG(past, 20) OVER log_order AS past_before
 FROM series_past
 WINDOW log_order AS (PARTITION BY subject, node, metric, statistic ORDER BY arrival);
 
