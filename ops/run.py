@@ -69,7 +69,8 @@ def bring_up(
         instance.start(home, fresh=is_fresh, while_pid=while_pid)
     resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
     models_port = 0
-    if "reason" in flink_jobs.jobs_of(domain) and not (settings.models_url or os.environ.get("OPENAI_BASE_URL")):
+    is_served = settings.models_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
+    if "reason" in flink_jobs.jobs_of(domain) and not is_served:
         models_port = choose({"models": 0})["models"]
         options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
     submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
