@@ -6,6 +6,7 @@ The operator never waits for it: it submits, and collects what is done at its ne
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -78,6 +79,8 @@ class Caller:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        for name in ("openai", "httpx2", "httpcore2"):  # a line for each request, with its address
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

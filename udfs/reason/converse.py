@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx2
 import openai
 import orjson
 import tenacity
+from pydantic import BaseModel, Field, ValidationError
 
 from contracts.domain import DomainContract
 from contracts.envelope import format_time_ms
@@ -228,28 +230,89 @@ async def _request(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 taken.retries += 1
-            answer = await client.chat.completions.create(
-                model=question.model, messages=talk.said, max_completion_tokens=agent.max_tokens,  # type: ignore[arg-type]
-                temperature=0, timeout=agent.attempt_timeout_s, **options,
+            # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
+            answer = await client.post(
+                "/chat/completions", cast_to=httpx2.Response, options={"timeout": agent.attempt_timeout_s},
+                body={
+                    "model": question.model, "messages": talk.said, "max_completion_tokens": agent.max_tokens,
+                    "temperature": 0, **options,
+                },
             )  # fmt: skip
-    if not answer.choices:
-        raise openai.OpenAIError("the server gave no choice")
-    message, usage = answer.choices[0].message, answer.usage
-    if message.tool_calls:
-        text = orjson.dumps({"tool_calls": [c.model_dump(mode="json") for c in message.tool_calls]}).decode()
-    else:
-        text = message.content or message.refusal or ""
-    tokens_in, tokens_out = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    completion = _read_completion(answer.content)
+    text, tokens_in, tokens_out = completion.text, completion.tokens_in, completion.tokens_out
     request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
     return Exchange(
         call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
-        situation_id=question.situation.id, name=str(answer.model or question.model)[:200],
+        situation_id=question.situation.id, name=(completion.model or question.model)[:200],
         prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
         request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
-        finish_reason=str(answer.choices[0].finish_reason or "")[:64], tokens_in=tokens_in, tokens_out=tokens_out,
+        finish_reason=completion.finish_reason[:64], tokens_in=tokens_in, tokens_out=tokens_out,
         cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
         started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
     )  # fmt: skip
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: str
+
+
+class _ToolCall(BaseModel):
+    id: str
+    type: str = "function"
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+
+class _Completion(BaseModel):
+    """A chat completion, as far as it is used; a server may say more."""
+
+    model: str | None = None
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply's words, or the look-ups it asks for, as `_tool_calls` reads them."""
+        message = self.choices[0].message
+        if message.tool_calls:
+            return orjson.dumps({"tool_calls": [call.model_dump() for call in message.tool_calls]}).decode()
+        return message.content or message.refusal or ""
+
+    @property
+    def finish_reason(self) -> str:
+        return self.choices[0].finish_reason or ""
+
+    @property
+    def tokens_in(self) -> int:
+        return self.usage.prompt_tokens if self.usage else 0
+
+    @property
+    def tokens_out(self) -> int:
+        return self.usage.completion_tokens if self.usage else 0
+
+
+def _read_completion(content: bytes) -> _Completion:
+    try:
+        return _Completion.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise openai.OpenAIError(f"no chat completion: {first['loc']}: {first['msg']}") from None
 
 
 def _tool_calls(reply: str) -> list[dict[str, Any]]:
@@ -296,4 +359,6 @@ def _told(error: openai.OpenAIError) -> str:
     """What the server said, without request or headers: no key, no fact may reach a log by it."""
     if isinstance(error, openai.APIStatusError):
         return f"HTTP {error.status_code}"
+    if type(error) is openai.OpenAIError:  # ours
+        return str(error)
     return type(error).__name__
