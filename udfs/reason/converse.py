@@ -27,11 +27,20 @@ from udfs.reason.desk import TURNS, Why
 from udfs.reason.masking import Mask
 from udfs.reason.prompt import ask_again, messages, quoted
 from udfs.reason.recorded import Recorded, digest
-from udfs.reason.reply import Reply, read_reply, response_format
+from udfs.reason.reply import MAX_CHARACTERS, Reply, read_reply, response_format
 from udfs.reason.spans import Spans, parent_of, tell
 from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
 
+# So that an exchange fits into a record (contracts/topics.py MAX_RECORD_BYTES), as JSON inside JSON. A reply that is
+# cut is longer than any that fits.
+_MAX_REQUEST_BYTES = 2_000_000
+_MAX_REPLY = 100_000
+_MAX_TOKENS = 1_000_000_000
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+
+
+class _NoAnswer(Exception):
+    """What came is no completion, or the question cannot be asked; the message may be told."""
 
 
 class Records(Protocol):
@@ -134,7 +143,7 @@ async def converse(
                 except ReplyRefused as error:
                     taken.malformed += 1
                     refused = f"{error.code}: {error}"
-                    talk.said = ask_again(talk.said, last.exchange.reply, error)
+                    talk.said = ask_again(talk.said, last.exchange.reply[:MAX_CHARACTERS], error)
         return Result(question, taken, None, last, "malformed", refused)
     except TimeoutError:
         taken.timeouts += 1
@@ -144,6 +153,8 @@ async def converse(
         return Result(question, taken, None, last, "failed", f"{question.model}: no answer within {agent.attempt_timeout_s:g} s")
     except openai.OpenAIError as error:
         return Result(question, taken, None, last, "failed", f"{question.model}: {_told(error)}")
+    except _NoAnswer as error:
+        return Result(question, taken, None, last, "failed", f"{question.model}: {error}")
 
 
 async def _ask(
@@ -158,10 +169,13 @@ async def _ask(
             with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
                 exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
                 tell(span, exchange)
+            taken.add(exchange)  # it is paid, whatever comes of recording it
             recorded = await records.record(exchange)
-        taken.add(recorded.exchange)
+        else:
+            taken.add(recorded.exchange)
         talk.turn += 1
-        wanted = _tool_calls(recorded.exchange.reply) if may_look_up else []
+        # Those past the bound are left out: turns of one level stay far below TURNS.
+        wanted = _tool_calls(recorded.exchange.reply)[: question.agent.tool_calls - talk.look_ups] if may_look_up else []
         if not wanted:
             return recorded
         talk.said.append({"role": "assistant", "content": None, "tool_calls": wanted})
@@ -173,20 +187,18 @@ async def _look_up(
     question: Question, talk: _Talk, records: Records, call: dict[str, Any], now_ms: Callable[[], int], mask: Mask,
     spans: Spans,
 ) -> None:  # fmt: skip
-    name, arguments = str(call["function"]["name"]), str(call["function"]["arguments"])
+    name, arguments = call["function"]["name"][:200], call["function"]["arguments"]
     recorded = records.exchange(question.call_id, talk.turn)
     if recorded is None:
         began_ms = now_ms()
-        found = "no more look-ups: answer now"
-        if talk.look_ups < question.agent.tool_calls:
-            with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
-                found = await _found(question, name, arguments, mask)
+        with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
+            found = await _found(question, name, arguments, mask)
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
-                agent_version=question.agent.version, situation_id=question.situation.id, name=name[:200],
+                agent_version=question.agent.version, situation_id=question.situation.id, name=name,
                 request=arguments, request_sha256=digest(arguments), reply=found, reply_sha256=digest(found),
-                started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+                started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
             )
         )  # fmt: skip
     talk.look_ups += 1
@@ -211,8 +223,11 @@ async def _request(
     question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
     contract: DomainContract, may_look_up: bool,
 ) -> Exchange:  # fmt: skip
-    """One question over HTTP, tried again while that may help."""
+    """One question over HTTP, tried again while that may help. Raises openai.OpenAIError or _NoAnswer."""
     agent = question.agent
+    request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
+    if (size := len(orjson.dumps(request))) > _MAX_REQUEST_BYTES:
+        raise _NoAnswer(f"not asked, {size} bytes are more than the {_MAX_REQUEST_BYTES} that can be recorded")
     options: dict[str, Any] = {}
     if agent.is_structured:
         options["response_format"] = response_format(agent, contract)
@@ -228,28 +243,54 @@ async def _request(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 taken.retries += 1
-            answer = await client.chat.completions.create(
-                model=question.model, messages=talk.said, max_completion_tokens=agent.max_tokens,  # type: ignore[arg-type]
-                temperature=0, timeout=agent.attempt_timeout_s, **options,
-            )  # fmt: skip
-    if not answer.choices:
-        raise openai.OpenAIError("the server gave no choice")
-    message, usage = answer.choices[0].message, answer.usage
-    if message.tool_calls:
-        text = orjson.dumps({"tool_calls": [c.model_dump(mode="json") for c in message.tool_calls]}).decode()
-    else:
-        text = message.content or message.refusal or ""
-    tokens_in, tokens_out = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
+            try:
+                answer: Any = await client.chat.completions.create(
+                    model=question.model, messages=talk.said, max_completion_tokens=agent.max_tokens,  # type: ignore[arg-type]
+                    temperature=0, timeout=agent.attempt_timeout_s, **options,
+                )  # fmt: skip
+            except openai.OpenAIError:
+                raise
+            except Exception as error:  # the client's own, over what the server sent: no JSON, say
+                raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
+    text, finish_reason = _said(answer)
+    usage = getattr(answer, "usage", None)
+    tokens_in = _tokens(getattr(usage, "prompt_tokens", None), request)
+    tokens_out = _tokens(getattr(usage, "completion_tokens", None), text)
     return Exchange(
         call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
-        situation_id=question.situation.id, name=str(answer.model or question.model)[:200],
+        situation_id=question.situation.id, name=_plain(getattr(answer, "model", None) or question.model)[:200],
         prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
         request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
-        finish_reason=str(answer.choices[0].finish_reason or "")[:64], tokens_in=tokens_in, tokens_out=tokens_out,
+        finish_reason=finish_reason, tokens_in=tokens_in, tokens_out=tokens_out,
         cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
-        started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+        started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
     )  # fmt: skip
+
+
+def _said(answer: Any) -> tuple[str, str]:
+    """The reply's text, and why it ended. The client checks no answer: anything may stand anywhere in it."""
+    try:
+        choice = answer.choices[0]
+        message = choice.message
+        if message.tool_calls:
+            text = orjson.dumps({"tool_calls": [c.model_dump(mode="json") for c in message.tool_calls]}).decode()
+        else:
+            text = message.content or getattr(message, "refusal", None) or ""
+        if not isinstance(text, str):
+            raise TypeError(f"content is {type(text).__name__}")
+        return _plain(text[:_MAX_REPLY]), _plain(getattr(choice, "finish_reason", None) or "")[:64]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
+
+
+def _plain(text: object) -> str:
+    """As text that can be written: a lone surrogate, which JSON may hold, becomes "?"."""
+    return str(text).encode("utf-8", "replace").decode()
+
+
+def _tokens(told: object, text: str) -> int:
+    """What the server counted; where it told nothing of use, one for three characters, so that budgets hold."""
+    return told if type(told) is int and 0 <= told <= _MAX_TOKENS else len(text) // 3
 
 
 def _tool_calls(reply: str) -> list[dict[str, Any]]:
@@ -258,9 +299,15 @@ def _tool_calls(reply: str) -> list[dict[str, Any]]:
         return []
     try:
         found = orjson.loads(reply)["tool_calls"]
-        return [c for c in found if isinstance(c, dict) and isinstance(c.get("function"), dict) and c.get("id")]
+        return [c for c in found if _is_tool_call(c)]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
+
+
+def _is_tool_call(found: object) -> bool:
+    if not isinstance(found, dict) or not isinstance(function := found.get("function"), dict):
+        return False
+    return all(isinstance(text, str) for text in (found.get("id"), function.get("name"), function.get("arguments")))
 
 
 def _retry_after_s(error: BaseException | None) -> float | None:
