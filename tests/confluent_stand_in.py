@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable
@@ -70,10 +71,8 @@ class StandInProducer:
         self._sent.put(lambda: on_delivery(None, stored))
 
     def poll(self, timeout: float) -> None:
-        try:
+        with contextlib.suppress(queue.Empty):
             self._sent.get(timeout=timeout)()
-        except queue.Empty:
-            pass
 
 
 class StandInConsumer:

@@ -146,6 +146,10 @@ class Shell:
         found: dict[str, Any] = orjson.loads(self.runtime.states["books"].all.get("carer", "{}"))
         return found
 
+    @property
+    def reserved(self) -> float:
+        return float(sum(tokens for tokens, _ in self.books["minutes"].values()))
+
     def of(self, topic: str) -> list[dict[str, Any]]:
         return [event for name, event in self.wrote if name == topic]
 
@@ -251,21 +255,24 @@ def test_a_model_that_was_given_up_is_not_asked_again_after_a_restart(log: Stand
     with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server, lost) as after:
         after.fire_until(lambda: bool(after.proposed))
         assert server.stats()["requests"] == 1
-    assert after.of("proposals")[0]["data"]["reasoned"]["model"] == "second"
+    told = after.of("proposals")[0]["data"]["reasoned"]
+    assert (told["model"], told["asked"]) == ("second", 2)
 
 
 def test_what_calls_in_flight_had_reserved_is_given_back_once_however_many_restarts(log: StandInTopic, agents: Path) -> None:
     with running(Behaviour(latency_ms=60_000)) as server:
         with shell(agents, server) as first:
-            first.read(situation("s-1"))
+            first.read(situation("s-1"), situation("s-2"))
             runtime = first.runtime.checkpoint()
-        assert sum(tokens for tokens, _ in first.books["minutes"].values()) == first.calls[0]["reserved"] > 0
-        for starts in (2, 3):
+        reserved = first.calls[0]["reserved"]
+        assert first.reserved == 2 * reserved > 0
+        agents.write_text(AGENTS.replace("attempts: 1", "concurrency: 1"))
+        for starts in (2, 3, 4):
             with shell(agents, server, runtime) as again:
                 again.fire()
                 runtime = again.runtime.checkpoint()
-            assert again.calls[0]["starts"] == starts
-            assert sum(tokens for tokens, _ in again.books["minutes"].values()) == again.calls[0]["reserved"]
+            assert again.reserved == reserved
+            assert sorted(call["starts"] for call in again.calls) == [2, starts]
 
 
 def test_calls_of_an_agent_that_is_declared_no_more_go_to_dead_letters(log: StandInTopic, agents: Path) -> None:

@@ -148,7 +148,9 @@ async def converse(
     except TimeoutError:
         taken.timeouts += 1
         return Result(question, taken, None, last, "deadline", f"{question.model}: no reply that fits within {agent.deadline_s:g} s")
-    except openai.APITimeoutError:
+    except openai.APITimeoutError as error:
+        if not _ran_out(error):
+            return Result(question, taken, None, last, "failed", f"{question.model}: no connection")
         taken.timeouts += 1
         return Result(question, taken, None, last, "failed", f"{question.model}: no answer within {agent.attempt_timeout_s:g} s")
     except openai.OpenAIError as error:
@@ -337,6 +339,13 @@ class _NoTimeLeft(tenacity.stop.stop_base):
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         asked = _retry_after_s(state.outcome.exception() if state.outcome else None)
         return asked is not None and self._now_ms() + asked * 1000 >= self._until_ms
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether time ran out: the transport over aiohttp calls a refused connection a time-out too."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, TimeoutError)
 
 
 def _told(error: openai.OpenAIError) -> str:
