@@ -374,3 +374,15 @@ def test_a_key_that_no_header_can_hold_is_a_failed_call_and_is_not_told() -> Non
         result = ask(server, Kept(), attempts=1, key="se\u2019cret\n")
     assert result.why == "failed"
     assert "cret" not in result.explanation
+
+
+def test_a_tools_answer_never_stands_for_a_models_when_the_agent_changed_meanwhile() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(tool={"name": "done", "arguments": {}}), rule(reply=GOOD)]) as server:
+        ask(server, kept, tools=[tool])
+        looked_up = kept.recorded["call-1", 1]
+        told = replace(looked_up, exchange=looked_up.exchange.model_copy(update={"turn": 0}))
+        again = Kept([told])
+        assert ask(server, again).reply is not None
+    assert again.recorded["call-1", 0].exchange.kind == "model"

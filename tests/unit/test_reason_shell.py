@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -339,3 +340,11 @@ def test_a_malformed_prompt_goes_to_dead_letters_and_the_one_before_stays(log: S
         reason.read(situation("s-1"))
         reason.fire_until(lambda: bool(reason.proposed))
     assert (len(reason.causes), reason.proposed) == (1, [("s-1", "carer")])
+
+
+def test_no_request_is_told_in_a_log(log: StandInTopic, agents: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A line a call is much, and a look-up's URL holds what is masked in prompts."""
+    with caplog.at_level(logging.INFO), running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server) as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    assert not [record for record in caplog.records if "HTTP Request" in record.getMessage()]

@@ -6,6 +6,7 @@ The operator never waits for it: it submits, and collects what is done at its ne
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -63,6 +64,8 @@ class Caller:
     """Runs conversations and records conclusions. Ends with `close`, which cancels what is in flight."""
 
     def __init__(self, contract: DomainContract, exchanges: Exchanges, models_url: str) -> None:
+        for name in ("httpx", "httpx2"):  # a line a request, with its URL: look-ups' arguments stand in it
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._models_url = models_url
         self._contract = contract
         self._exchanges = exchanges

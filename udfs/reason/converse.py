@@ -167,7 +167,7 @@ async def _ask(
     while True:
         may_look_up = bool(question.agent.tools) and talk.look_ups < question.agent.tool_calls
         recorded = records.exchange(question.call_id, talk.turn)
-        if recorded is None:
+        if recorded is None or recorded.exchange.kind != "model":  # a tool's answer never stands for a model's
             with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
                 exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
                 tell(span, exchange)
@@ -191,7 +191,7 @@ async def _look_up(
 ) -> None:  # fmt: skip
     name, arguments = call["function"]["name"][:200], call["function"]["arguments"]
     recorded = records.exchange(question.call_id, talk.turn)
-    if recorded is None:
+    if recorded is None or (recorded.exchange.name, recorded.exchange.request_sha256) != (name, digest(arguments)):
         began_ms = now_ms()
         with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
             found = await _found(question, name, arguments, mask)
