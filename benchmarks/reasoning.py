@@ -31,6 +31,7 @@ from udfs.reason.recorded import digest
 from udfs.serde import write_event
 
 DOMAIN = "machines"
+WARM = 3000
 _TEXT = "You look after machines. Decide whether one needs maintenance."
 
 
@@ -49,8 +50,9 @@ def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000, in_flight: int = 
                 flink_jobs.Submission(home, DOMAIN, ["reason"]).go().wait()
                 flink_jobs.want(home, DOMAIN, [])
                 flink_jobs.wait_running(home, DOMAIN, ["reason"])
-                load(home, "situations", 50, run="warm")
-                _wait_for_conclusions(bootstrap, 50)
+                # As in the other latencies: the JIT has seen as much as some minutes bring.
+                load(home, "situations", WARM, run="warm", machines=WARM)
+                _wait_for_conclusions(bootstrap, WARM)
                 yield home, bootstrap, server
         finally:
             instance.stop(home)
@@ -155,13 +157,13 @@ def killed(in_flight: int = 200) -> dict[str, float]:
     """`kill -9` of the TaskManager with so many calls in flight: what was answered, what was paid twice."""
     with reasoning(2000, checkpoint_ms=1000) as (home, bootstrap, server):
         clients = start_load(home, "situations", in_flight * 5, rate=in_flight / 2, run="timed")
-        wait_until(lambda: server.stats()["requests"] >= 50 + in_flight * 2, lambda: "calls", timeout_s=60)
+        wait_until(lambda: server.stats()["requests"] >= WARM + in_flight * 2, lambda: "calls", timeout_s=60)
         processes = home.read_state()["processes"]
         assert isinstance(processes, dict)
         os.kill(int(processes["taskmanager-0"]["pid"]), signal.SIGKILL)
         for client in clients:
             client.wait()
-        _wait_for_conclusions(bootstrap, 50 + in_flight * 5, timeout_s=180)
+        _wait_for_conclusions(bootstrap, WARM + in_flight * 5, timeout_s=180)
         events = _exchanges(bootstrap)
         turns = [(e["data"]["call_id"], e["data"]["turn"]) for e in events if e["type"] == Exchange.event_type]
         wait_until(lambda: not flink_jobs.open_calls(home, DOMAIN), lambda: "calls still open", timeout_s=60)
@@ -170,7 +172,7 @@ def killed(in_flight: int = 200) -> dict[str, float]:
             event = orjson.loads(record.value or b"{}")
             proposals.setdefault(str(event["causationid"]), set()).add(digest((record.value or b"").decode()))
         return {
-            "situations": 50 + in_flight * 5,
+            "situations": WARM + in_flight * 5,
             "answered": len(proposals),
             "answered_in_two_ways": sum(len(ways) > 1 for ways in proposals.values()),
             "recorded_replies_asked_again": len(turns) - len(set(turns)),

@@ -48,9 +48,6 @@ def configuration(name: str, settings: Settings) -> Configuration:
     elif name != "context":
         # Each record is handed on at once: a timer that flushes every ms costs more at their rates.
         values["execution.buffer-timeout.interval"] = "0 ms"
-    if name == "reason":
-        # Its Python waits on HTTP and on nobody's lock; state over gRPC is fast enough for its rates.
-        values |= {"python.execution-mode": "process"}
     if name == "govern":
         # Ids of months, checkpointed four times a second: only what changed may be written.
         values |= {"state.backend.type": "rocksdb", "execution.checkpointing.incremental": "true"}

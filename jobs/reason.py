@@ -5,9 +5,8 @@
                                                |   +--> exchanges: every call as it was, before it is used
                                                +------> proposals, dead letters
 
-Agents are data (conf/<domain>/agents.yaml, kind `llm`); a domain without any does not run this job. It runs in
-process mode: calls, HTTP and JSON do not share the lock of other jobs' Python. Restart: at least once, with
-derived ids; recorded replies are used again, not paid again.
+Agents are data (conf/<domain>/agents.yaml, kind `llm`); a domain without any does not run this job. Restart: at
+least once, with derived ids; recorded replies are used again, not paid again.
 """
 
 from __future__ import annotations

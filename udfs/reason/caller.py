@@ -64,8 +64,6 @@ class Caller:
     """Runs conversations and records conclusions. Ends with `close`, which cancels what is in flight."""
 
     def __init__(self, contract: DomainContract, exchanges: Exchanges, models_url: str) -> None:
-        for name in ("httpx", "httpx2"):  # a line a request, with its URL: look-ups' arguments stand in it
-            logging.getLogger(name).setLevel(logging.WARNING)
         self._models_url = models_url
         self._contract = contract
         self._exchanges = exchanges
@@ -81,6 +79,8 @@ class Caller:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        for name in ("openai", "httpx", "httpx2", "httpcore2"):  # a line for each request, a look-up's with its arguments
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx2
 import openai
 import orjson
 import tenacity
+from pydantic import BaseModel, Field, ValidationError
 
 from contracts.domain import DomainContract
 from contracts.envelope import format_time_ms
@@ -245,53 +247,87 @@ async def _request(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 taken.retries += 1
+            # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
             try:
-                answer: Any = await client.chat.completions.create(
-                    model=question.model, messages=talk.said, max_completion_tokens=agent.max_tokens,  # type: ignore[arg-type]
-                    temperature=0, timeout=agent.attempt_timeout_s, **options,
+                answer = await client.post(
+                    "/chat/completions", cast_to=httpx2.Response, options={"timeout": agent.attempt_timeout_s},
+                    body={
+                        "model": question.model, "messages": talk.said, "max_completion_tokens": agent.max_tokens,
+                        "temperature": 0, **options,
+                    },
                 )  # fmt: skip
             except openai.OpenAIError:
                 raise
-            except Exception as error:  # the client's own, over what the server sent: no JSON, say
+            except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
                 raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
-    text, finish_reason = _said(answer)
-    usage = getattr(answer, "usage", None)
-    tokens_in = _tokens(getattr(usage, "prompt_tokens", None), request)
-    tokens_out = _tokens(getattr(usage, "completion_tokens", None), text)
+    completion = _read_completion(answer.content)
+    text = completion.text[:_MAX_REPLY]
+    tokens_in, tokens_out = _tokens(completion.usage, "prompt_tokens", request), _tokens(completion.usage, "completion_tokens", text)
     return Exchange(
         call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
-        situation_id=question.situation.id, name=_plain(getattr(answer, "model", None) or question.model)[:200],
+        situation_id=question.situation.id, name=(completion.model or question.model)[:200],
         prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
         request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
-        finish_reason=finish_reason, tokens_in=tokens_in, tokens_out=tokens_out,
+        finish_reason=completion.finish_reason[:64], tokens_in=tokens_in, tokens_out=tokens_out,
         cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
         started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
     )  # fmt: skip
 
 
-def _said(answer: Any) -> tuple[str, str]:
-    """The reply's text, and why it ended. The client checks no answer: anything may stand anywhere in it."""
-    try:
-        choice = answer.choices[0]
-        message = choice.message
+class _Function(BaseModel):
+    name: str
+    arguments: str
+
+
+class _ToolCall(BaseModel):
+    id: str
+    type: str = "function"
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    """A chat completion, as far as it is used; a server may say more."""
+
+    model: str | None = None
+    choices: list[_Choice] = Field(min_length=1)
+    usage: object = None
+
+    @property
+    def text(self) -> str:
+        """The reply's words, or the look-ups it asks for, as `_tool_calls` reads them."""
+        message = self.choices[0].message
         if message.tool_calls:
-            text = orjson.dumps({"tool_calls": [c.model_dump(mode="json") for c in message.tool_calls]}).decode()
-        else:
-            text = message.content or getattr(message, "refusal", None) or ""
-        if not isinstance(text, str):
-            raise TypeError(f"content is {type(text).__name__}")
-        return _plain(text[:_MAX_REPLY]), _plain(getattr(choice, "finish_reason", None) or "")[:64]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
+            return orjson.dumps({"tool_calls": [call.model_dump() for call in message.tool_calls]}).decode()
+        return message.content or message.refusal or ""
+
+    @property
+    def finish_reason(self) -> str:
+        return self.choices[0].finish_reason or ""
 
 
-def _plain(text: object) -> str:
-    """As text that can be written: a lone surrogate, which JSON may hold, becomes "?"."""
-    return str(text).encode("utf-8", "replace").decode()
+def _read_completion(content: bytes) -> _Completion:
+    try:
+        return _Completion.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _NoAnswer(f"no completion came, {place}: {first['msg']}"[:200]) from None
 
 
-def _tokens(told: object, text: str) -> int:
+def _tokens(usage: object, name: str, text: str) -> int:
     """What the server counted; where it told nothing of use, one for three characters, so that budgets hold."""
+    told = usage.get(name) if isinstance(usage, dict) else None
     return told if type(told) is int and 0 <= told <= _MAX_TOKENS else len(text) // 3
 
 

@@ -2,7 +2,7 @@
 
 Trace context travels in the events' `traceparent`. A fact that has none begins a trace whose id is derived from
 its correlation id, and a call's span id from the call: the same log gives the same ids. Spans are sent by OTLP over
-HTTP where OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) is set, otherwise made and dropped.
+HTTP where OTEL_EXPORTER_OTLP_ENDPOINT (or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) is set, otherwise none is made.
 Names and attributes: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 Prompts and replies stay out of spans: they are in `<domain>.exchanges`, which has its own access.
 """
@@ -20,7 +20,16 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -50,7 +59,8 @@ class Spans:
     def __init__(self, domain: str) -> None:
         resource = Resource.create({"service.name": "flyball-reason", "service.namespace": domain})
         self._provider = TracerProvider(id_generator=_DerivedIds(), resource=resource, shutdown_on_exit=False)
-        if any(os.environ.get(name) for name in _ENDPOINTS):
+        self._is_sent = any(os.environ.get(name) for name in _ENDPOINTS)
+        if self._is_sent:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -59,6 +69,9 @@ class Spans:
     @contextmanager
     def asked(self, name: str, kind: str, parent: str, key: str, agent: str) -> Iterator[Span]:
         """A span around one question (`chat`) or look-up (`execute_tool`); `key` derives its id."""
+        if not self._is_sent:
+            yield INVALID_SPAN
+            return
         _next_span_id.set(int(_hex(key, 16), 16))
         attributes = {"gen_ai.operation.name": kind, "gen_ai.agent.name": agent}
         attributes["gen_ai.request.model" if kind == "chat" else "gen_ai.tool.name"] = name
