@@ -30,6 +30,7 @@ class Cause(StrEnum):
     MODEL_REFUSED = "model_refused"
     POLICY_REFUSED = "policy_refused"
     REPLY_REFUSED = "reply_refused"
+    AGENT_GONE = "agent_gone"
     SIGNATURE_INVALID = "signature_invalid"
 
 

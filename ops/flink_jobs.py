@@ -204,7 +204,11 @@ def open_calls(home: Home, domain: str) -> int:
     port = rest_port(home)
     found = 0
     for job in states(home, domain):
-        if job.name != f"{domain}.reason" or job.state != "RUNNING":
+        if job.name != f"{domain}.reason":
+            continue
+        if job.state in ("CREATED", "INITIALIZING", "RESTARTING"):
+            found += 1  # what it has in state, it cannot tell yet
+        if job.state != "RUNNING":
             continue
         for vertex in cluster.get(port, f"/jobs/{job.job_id}")["vertices"]:
             path = f"/jobs/{job.job_id}/vertices/{vertex['id']}/subtasks/metrics"

@@ -100,7 +100,7 @@ def test_a_rule_proposes_with_its_reason_when_its_condition_holds(tmp_path: Path
     assert (event["causationid"], event["correlationid"], event["hops"]) == ("s-1", "chain-1", 1)
 
 
-@pytest.mark.parametrize("deviation", [2.0, -3.0, None, "hot", {"a": 1}])
+@pytest.mark.parametrize("deviation", [2.0, -3.0, None, "hot"])
 def test_a_rule_is_silent_when_its_condition_is_not_true(tmp_path: Path, deviation: object) -> None:
     assert proposals(agents_of(tmp_path, RULE), deviation=deviation) == []
 
@@ -125,7 +125,7 @@ def test_a_model_agent_is_silent_when_its_model_is_missing(tmp_path: Path) -> No
     assert proposals(agents_of(tmp_path, MODEL), {}, jump=1.0) == []
 
 
-@pytest.mark.parametrize("jump", [1.5, -0.5, None, "much", {"a": 1}, [1, 2]])
+@pytest.mark.parametrize("jump", [1.5, -0.5, None, "much"])
 def test_a_model_agent_is_silent_when_its_answer_is_no_confidence(tmp_path: Path, jump: object) -> None:
     models = {"machine-health": load_model(an_alias())}
     assert proposals(agents_of(tmp_path, MODEL), models, jump=jump) == []
@@ -158,7 +158,18 @@ MALFORMED: dict[str, tuple[dict[str, object], str]] = {
     "hops is true": ({"hops": True}, "envelope_invalid"),
     "data is a list": ({"data": []}, "envelope_invalid"),
     "an unknown field": ({"data": {**GOOD["data"], "x": 1}}, "data_invalid"),
+    "a feature is an object": ({"data": {**GOOD["data"], "jump": {"a": 1}}}, "data_invalid"),
+    "a feature is a list": ({"data": {**GOOD["data"], "jump": [1, 2]}}, "data_invalid"),
     "event time is prose": ({"data": {**GOOD["data"], "event_time": "now"}}, "envelope_invalid"),
+    "event time is none": ({"data": {**GOOD["data"], "event_time": None}}, "envelope_invalid"),
+    "event time is before all calendars": ({"data": {**GOOD["data"], "event_time": "0000-01-01T00:00:00Z"}}, "envelope_invalid"),
+    "expiry is prose": ({"expirytime": "soon"}, "envelope_invalid"),
+    "expiry is a number": ({"expirytime": 5}, "envelope_invalid"),
+    "expiry is at the end of all calendars": ({"expirytime": "9999-12-31T23:59:59Z"}, "envelope_invalid"),
+    "id is longer than any": ({"id": "x" * 257}, "envelope_invalid"),
+    "id holds what nobody sees": ({"id": "x\0"}, "envelope_invalid"),
+    "correlation is no text": ({"correlationid": 7}, "envelope_invalid"),
+    "trace is no text": ({"traceparent": ["00"]}, "envelope_invalid"),
 }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from contracts.domain import load_domain
 from contracts.exchange import Exchange
 from contracts.prompt import Prompt
+from contracts.topics import MAX_RECORD_BYTES
 from ops.model_rules import Rule
 from ops.model_server import Behaviour, ModelServer, running
 from udfs.agents.core import Situation
@@ -67,13 +71,17 @@ def rule(**answer: Any) -> Rule:
     return Rule.model_validate_json(orjson.dumps({"name": "only", **answer}))
 
 
-def ask(server: ModelServer, kept: Kept, *, within_s: float = 20, home: str = "", **changes: Any) -> Result:
+def ask(
+    server: ModelServer, kept: Kept, *, within_s: float = 20, home: str = "", situation: Situation = SITUATION,
+    key: str = "k", **changes: Any,
+) -> Result:  # fmt: skip
     question = Question(
-        "call-1", agent(**changes), PROMPT, SITUATION, 0, "m", (2.0, 10.0), int((time.time() + within_s) * 1000), home=home
+        "call-1", agent(**changes), PROMPT, situation, 0, "m", (2.0, 10.0), int((time.time() + within_s) * 1000), home=home
     )
 
     async def talk() -> Result:
-        async with openai.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0) as client:
+        http = openai.DefaultAioHttpClient()  # as udfs/reason/caller.py
+        async with openai.AsyncOpenAI(api_key=key, base_url=server.base_url, max_retries=0, http_client=http) as client:
             return await converse(question, client, kept, CONTRACT, SPANS)
 
     return asyncio.run(talk())
@@ -161,7 +169,7 @@ def test_a_call_past_its_deadline_is_cancelled_at_the_server() -> None:
 
 def test_an_attempt_that_hangs_is_a_time_out_and_tried_again() -> None:
     with running(Behaviour(latency_ms=0, hang_rate=1)) as server:
-        result = ask(server, Kept(), attempts=2, attempt_timeout_s=0.2)
+        result = ask(server, Kept(), attempts=2, attempt_timeout_s=1.0)
         assert server.stats()["requests"] == 2
     assert (result.why, result.taken.retries, result.taken.timeouts) == ("failed", 1, 1)
 
@@ -170,7 +178,8 @@ def test_a_server_that_is_not_there_is_a_failure_not_a_crash() -> None:
     with running(Behaviour(latency_ms=0)) as server:
         pass
     result = ask(server, Kept(), attempts=2)
-    assert (result.why, result.explanation) == ("failed", "m: APIConnectionError")
+    assert (result.why, result.explanation) == ("failed", "m: no connection")
+    assert result.taken.timeouts == 0
 
 
 def test_look_ups_are_made_recorded_and_bounded() -> None:
@@ -231,3 +240,149 @@ def test_a_trace_that_a_fact_began_goes_on() -> None:
     assert child_of(given, "k").split("-")[1] == "0af7651916cd43dd8448eb211c80319c"
     assert child_of(given, "k") == child_of(given, "k") != given
     assert parent_of("nonsense", "c") == parent_of(None, "c") != parent_of(None, "d")
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Answers every question with the server's `answer`: content type and bytes."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        kind, body = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def answering(body: bytes, kind: str = "application/json") -> Iterator[Any]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    server.answer = (kind, body)  # type: ignore[attr-defined]
+    server.base_url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def completion(message: object, **more: object) -> bytes:
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return json.dumps({"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], **more}).encode()
+
+
+NO_COMPLETION = {
+    "no JSON": b"{",
+    "deeper than any": b"[" * 100_000,
+    "null": b"null",
+    "a text": b'"hello"',
+    "a list": b"[]",
+    "an error in place of an answer": b'{"error": {"message": "busy"}}',
+    "no choices": completion("x").replace(b'"choices"', b'"chosen"'),
+    "choices of another type": b'{"choices": {"a": 1}}',
+    "a choice that is null": b'{"choices": [null]}',
+    "a message that is a text": completion("yes"),
+    "content in parts": completion({"role": "assistant", "content": [{"type": "text", "text": "{}"}]}),
+    "content that is a number": completion({"role": "assistant", "content": 5}),
+    "a lone surrogate": completion({"role": "assistant", "content": "\ud800"}),
+    "tool calls that are texts": completion({"role": "assistant", "content": None, "tool_calls": ["x"]}),
+}
+
+
+@pytest.mark.parametrize("name", NO_COMPLETION)
+def test_an_answer_that_is_no_completion_is_a_failed_call(name: str) -> None:
+    with answering(NO_COMPLETION[name]) as server:
+        result = ask(server, Kept())
+    assert (result.reply, result.why) == (None, "failed")
+    assert result.explanation.startswith("m: no completion came")
+
+
+def test_a_page_in_place_of_a_completion_is_a_failed_call() -> None:
+    with answering(b"<html>login</html>", "text/html") as server:
+        assert ask(server, Kept()).why == "failed"
+
+
+ODD_MESSAGES: dict[str, object] = {
+    "nothing": {"role": "assistant", "content": None},
+    "NUL": {"role": "assistant", "content": "\0"},
+    "tool calls nobody may make": {"role": "assistant", "content": '{"tool_calls":[{"id":"x","function":{}}]}'},
+    "a function that is no object": {"role": "assistant", "content": '{"tool_calls":[{"id":"x","function":5}]}'},
+    "an integer no event can hold": {"role": "assistant", "content": json.dumps({
+        "action": "schedule_maintenance", "parameters": {"priority": 10**30}, "confidence": 1, "reason": "r", "evidence": [],
+    })},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_MESSAGES)
+def test_a_message_of_any_kind_is_recorded_and_refused(name: str) -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    with answering(completion(ODD_MESSAGES[name])) as server:
+        result = ask(server, kept, tools=[tool])
+    assert (result.reply, result.why) == (None, "malformed")
+    assert [kind for _, kind, _ in kept.kinds] == ["model", "model"]
+
+
+def test_a_huge_reply_is_cut_recorded_and_refused() -> None:
+    kept = Kept()
+    with answering(completion({"role": "assistant", "content": "\1" * 5_000_000})) as server:
+        result = ask(server, kept)
+    assert (result.why, result.explanation.partition(":")[0]) == ("malformed", "too_long")
+    for recorded in kept.recorded.values():
+        assert len(orjson.dumps(recorded.exchange.model_dump())) < MAX_RECORD_BYTES - 10_000
+
+
+def test_a_question_that_no_record_could_hold_is_not_asked() -> None:
+    situation = replace(SITUATION, features={**SITUATION.features, "detail": "x" * 2_500_000})
+    with running(Behaviour(latency_ms=0)) as server:
+        result = ask(server, Kept(), situation=situation)
+        assert server.stats()["requests"] == 0
+    assert result.why == "failed"
+    assert "can be recorded" in result.explanation
+
+
+@pytest.mark.parametrize("usage", [
+    None, "many", {}, {"prompt_tokens": -5, "completion_tokens": -1}, {"prompt_tokens": None, "completion_tokens": 10**30},
+    {"prompt_tokens": 1.5, "completion_tokens": True},
+])  # fmt: skip
+def test_tokens_are_estimated_when_the_server_counts_none(usage: object) -> None:
+    kept = Kept()
+    with answering(completion({"role": "assistant", "content": "no answer at all"}, usage=usage)) as server:
+        taken = ask(server, kept, asks=1).taken
+    exchange = kept.recorded["call-1", 0].exchange
+    assert (taken.tokens_in, taken.tokens_out) == (len(exchange.request) // 3, 5)
+
+
+def test_look_ups_past_the_bound_are_left_out_when_many_are_asked_for_at_once() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    calls = [{"id": f"c{n}", "type": "function", "function": {"name": "done", "arguments": "{}"}} for n in range(500)]
+    kept = Kept()
+    with answering(completion({"role": "assistant", "content": None, "tool_calls": calls})) as server:
+        assert ask(server, kept, tools=[tool], tool_calls=3, asks=1).why == "malformed"
+    assert [kind for _, kind, _ in kept.kinds] == ["model", "tool", "tool", "tool", "model"]
+
+
+def test_a_key_that_no_header_can_hold_is_a_failed_call_and_is_not_told() -> None:
+    with running(Behaviour(latency_ms=0), [rule(reply=GOOD)]) as server:
+        result = ask(server, Kept(), attempts=1, key="se\u2019cret\n")
+    assert result.why == "failed"
+    assert "cret" not in result.explanation
+
+
+def test_a_tools_answer_never_stands_for_a_models_when_the_agent_changed_meanwhile() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(tool={"name": "done", "arguments": {}}), rule(reply=GOOD)]) as server:
+        ask(server, kept, tools=[tool])
+        looked_up = kept.recorded["call-1", 1]
+        told = replace(looked_up, exchange=looked_up.exchange.model_copy(update={"turn": 0}))
+        again = Kept([told])
+        assert ask(server, again).reply is not None
+    assert again.recorded["call-1", 0].exchange.kind == "model"

@@ -195,3 +195,47 @@ def test_what_was_answered_before_a_restart_is_used_though_its_deadline_has_pass
     found = orders(desk, late_ms)
     assert [(o.call.call_id, o.until_ms) for o in found if isinstance(o, Start)] == [("answered", late_ms + 10_000)]
     assert concluded(found) == [("not", None, "deadline")]
+
+
+def test_what_was_reserved_is_given_back_in_the_minute_it_was_reserved_in() -> None:
+    desk = Desk(agent(deadline_s=70.0, budget={"tokens_per_minute": 400}))
+    for name in ("a", "b"):  # each may take 200
+        list(desk.take(call(name)))
+    assert len(started(orders(desk, T0 + 59_999))) == 2
+    for name in ("a", "b"):
+        desk.spent(desk.calls[name], T0 + 60_000, 10, 0.0)
+        desk.ended(desk.calls[name], T0 + 60_000, None)
+    for name in ("c", "d", "e"):
+        list(desk.take(call(name, at_ms=T0 + 60_001)))
+    found = orders(desk, T0 + 60_001)
+    assert (len(started(found)), concluded(found)) == (1, [("d", None, "budget"), ("e", None, "budget")])
+
+
+def test_cost_of_what_is_in_flight_counts_before_it_is_spent() -> None:
+    desk = Desk(agent(budget={"cost_per_day": 0.5, "price_in": 1000.0, "price_out": 1000.0}))  # a call may cost 0.2
+    for name in ("a", "b", "c"):
+        list(desk.take(call(name)))
+    found = orders(desk)
+    assert (len(started(found)), concluded(found)) == (2, [("c", None, "budget")])
+    for name in ("a", "b"):
+        fail(desk, name)
+    assert desk.books.taken(T0, 86_400_000) == (0, 0.0)
+
+
+def test_a_second_model_is_no_call_that_was_lost() -> None:
+    desk = Desk(agent(fallback=[{"model": "small"}]))
+    list(desk.take(call("a")))
+    orders(desk)
+    fail(desk, "a")
+    (order,) = orders(desk)
+    assert (isinstance(order, Start), order.call.starts) == (True, 1)
+    again = Desk(desk.agent, desk.to_dict(), [order.call.to_dict()])
+    assert again.calls["a"].starts == 2
+
+
+def test_a_call_kept_by_an_older_version_is_read() -> None:
+    kept = call("a", is_asked=True, reserved=200).to_dict()
+    for name in ("reserved_cost", "reserved_at_ms", "is_answered"):
+        del kept[name]
+    desk = Desk(agent(budget={"tokens_per_minute": 200}), {"minutes": {str(T0 // 60_000): [200.0, 0.0]}}, [kept])
+    assert started(orders(desk)) == [("a", "large")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from udfs.policy.cel import Condition
 from udfs.serde import write_event
 
 STAGE = "propose"
+# As contracts/data.py `Identifier`; and what lies in between can be written, whatever is added to it.
+_IDENTIFIER = re.compile(r"[^\x00-\x1f\x7f]{1,256}\Z")
+_EARLIEST_MS, _LATEST_MS = parse_time_ms("1970-01-01T00:00:00Z"), parse_time_ms("9000-01-01T00:00:00Z")
 _CEL_TYPES = {"STRING": "string", "BIGINT": "int", "DOUBLE": "double", "BOOLEAN": "bool"}
 
 
@@ -80,10 +84,19 @@ class Agents:
             features = {name: data.get(name) for name in self._features[event["type"]]}
             if unknown := set(data) - set(model.model_fields):
                 raise BadInput(Cause.DATA_INVALID, f"unknown fields {sorted(unknown)[:8]}")
-            parse_time_ms(data["event_time"])
+            if nested := [name for name, value in features.items() if isinstance(value, dict | list)]:
+                raise BadInput(Cause.DATA_INVALID, f"expected scalars, came lists or objects in {nested[:8]}")
+            expiry = event.get("expirytime")
+            for instant in (data["event_time"], *([] if expiry is None else [expiry])):
+                if not _EARLIEST_MS <= parse_time_ms(instant) < _LATEST_MS:
+                    raise ValueError(f"expected a time from 1970 to 9000, came {instant[:40]!r}")
             situation_id, subject, hops = event["id"], event["subject"], event["hops"]
-            if not isinstance(situation_id, str) or not isinstance(subject, str):
-                raise TypeError("id and subject must be strings")
+            correlation_id, traceparent = event.get("correlationid") or situation_id, event.get("traceparent")
+            for name in (situation_id, subject, correlation_id):
+                if not _IDENTIFIER.match(name):
+                    raise ValueError(f"id, subject and correlationid must be 1 to 256 plain characters, came {name[:64]!r}")
+            if traceparent is not None and not isinstance(traceparent, str):
+                raise TypeError("traceparent must be a string")
             if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
                 raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
             if key != subject.encode():
@@ -92,9 +105,8 @@ class Agents:
                 )
             return Situation(
                 situation_id, event["type"], subject, data["event_time"],
-                event.get("correlationid") or situation_id, hops,
-                event.get("traceparent"), event.get("expirytime"), features,
-                tuple(data.get("suspects") or ()), tuple(data.get("evidence") or ()),
+                correlation_id, hops, traceparent, expiry, features,
+                _texts(data, "suspects"), _texts(data, "evidence"),
             )  # fmt: skip
         except orjson.JSONDecodeError as error:
             raise BadInput(Cause.NOT_JSON, f"expected a situation as JSON: {error}") from None
@@ -128,8 +140,9 @@ class Agents:
     def fall_back(
         self, situation: Situation, name: str, *, instead_of: str, why: str
     ) -> tuple[str, bytes] | None:
-        """What the fallback `name` proposes in another agent's place; None: it has nothing to say."""
-        answer = _answer(self._fallbacks[name], situation, {})
+        """What the fallback `name` proposes in another agent's place; None: it has nothing to say, or is no more."""
+        prepared = self._fallbacks.get(name)
+        answer = None if prepared is None else _answer(prepared, situation, {})
         if answer is None:
             return None
         return self._write(situation, *answer, stage="reason", told={"fallback": f"{instead_of}: {why}"[:300]})
@@ -159,6 +172,14 @@ class Agents:
             reason=fill(suggestion.reason, shown), expiry=expiry,
             told={**({} if used is None else {"model": used.__dict__}), **(told or {})},
         )  # fmt: skip
+
+
+def _texts(data: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """A list of texts in a situation's data. Raises ValueError when it is anything else."""
+    found = data.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{name} must be a list of strings")
+    return tuple(found)
 
 
 def _answer(

@@ -218,6 +218,12 @@ def _check(path: Path, agent: AnyAgent, contract: DomainContract) -> None:
     if isinstance(agent, LlmAgent):
         if unknown := set(agent.actions) - set(contract.actions):
             raise SetupFailed(f"{place}: expected actions of {', '.join(contract.actions)}; came {sorted(unknown)}")
+        for tool in agent.tools:
+            for name, pattern in tool.arguments.items():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise SetupFailed(f"{place}: tool {tool.name!r}: {name}: expected a pattern, {error}") from None
         return
     suggestions = (agent.propose,) if isinstance(agent, RuleAgent) else agent.propose
     for suggestion in suggestions:

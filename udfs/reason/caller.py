@@ -79,7 +79,7 @@ class Caller:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        for name in ("openai", "httpx2", "httpcore2"):  # a line for each request, with its address
+        for name in ("openai", "httpx", "httpx2", "httpcore2"):  # a line for each request, a look-up's with its arguments
             logging.getLogger(name).setLevel(logging.WARNING)
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()

@@ -29,11 +29,20 @@ from udfs.reason.desk import TURNS, Why
 from udfs.reason.masking import Mask
 from udfs.reason.prompt import ask_again, messages, quoted
 from udfs.reason.recorded import Recorded, digest
-from udfs.reason.reply import Reply, read_reply, response_format
+from udfs.reason.reply import MAX_CHARACTERS, Reply, read_reply, response_format
 from udfs.reason.spans import Spans, parent_of, tell
 from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
 
+# So that an exchange fits into a record (contracts/topics.py MAX_RECORD_BYTES), as JSON inside JSON. A reply that is
+# cut is longer than any that fits.
+_MAX_REQUEST_BYTES = 2_000_000
+_MAX_REPLY = 100_000
+_MAX_TOKENS = 1_000_000_000
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
+
+
+class _NoAnswer(Exception):
+    """What came is no completion, or the question cannot be asked; the message may be told."""
 
 
 class Records(Protocol):
@@ -136,16 +145,20 @@ async def converse(
                 except ReplyRefused as error:
                     taken.malformed += 1
                     refused = f"{error.code}: {error}"
-                    talk.said = ask_again(talk.said, last.exchange.reply, error)
+                    talk.said = ask_again(talk.said, last.exchange.reply[:MAX_CHARACTERS], error)
         return Result(question, taken, None, last, "malformed", refused)
     except TimeoutError:
         taken.timeouts += 1
         return Result(question, taken, None, last, "deadline", f"{question.model}: no reply that fits within {agent.deadline_s:g} s")
-    except openai.APITimeoutError:
+    except openai.APITimeoutError as error:
+        if not _ran_out(error):
+            return Result(question, taken, None, last, "failed", f"{question.model}: no connection")
         taken.timeouts += 1
         return Result(question, taken, None, last, "failed", f"{question.model}: no answer within {agent.attempt_timeout_s:g} s")
     except openai.OpenAIError as error:
         return Result(question, taken, None, last, "failed", f"{question.model}: {_told(error)}")
+    except _NoAnswer as error:
+        return Result(question, taken, None, last, "failed", f"{question.model}: {error}")
 
 
 async def _ask(
@@ -156,14 +169,17 @@ async def _ask(
     while True:
         may_look_up = bool(question.agent.tools) and talk.look_ups < question.agent.tool_calls
         recorded = records.exchange(question.call_id, talk.turn)
-        if recorded is None:
+        if recorded is None or recorded.exchange.kind != "model":  # a tool's answer never stands for a model's
             with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
                 exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
                 tell(span, exchange)
+            taken.add(exchange)  # it is paid, whatever comes of recording it
             recorded = await records.record(exchange)
-        taken.add(recorded.exchange)
+        else:
+            taken.add(recorded.exchange)
         talk.turn += 1
-        wanted = _tool_calls(recorded.exchange.reply) if may_look_up else []
+        # Those past the bound are left out: turns of one level stay far below TURNS.
+        wanted = _tool_calls(recorded.exchange.reply)[: question.agent.tool_calls - talk.look_ups] if may_look_up else []
         if not wanted:
             return recorded
         talk.said.append({"role": "assistant", "content": None, "tool_calls": wanted})
@@ -175,20 +191,18 @@ async def _look_up(
     question: Question, talk: _Talk, records: Records, call: dict[str, Any], now_ms: Callable[[], int], mask: Mask,
     spans: Spans,
 ) -> None:  # fmt: skip
-    name, arguments = str(call["function"]["name"]), str(call["function"]["arguments"])
+    name, arguments = call["function"]["name"][:200], call["function"]["arguments"]
     recorded = records.exchange(question.call_id, talk.turn)
-    if recorded is None:
+    if recorded is None or (recorded.exchange.name, recorded.exchange.request_sha256) != (name, digest(arguments)):
         began_ms = now_ms()
-        found = "no more look-ups: answer now"
-        if talk.look_ups < question.agent.tool_calls:
-            with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
-                found = await _found(question, name, arguments, mask)
+        with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
+            found = await _found(question, name, arguments, mask)
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
-                agent_version=question.agent.version, situation_id=question.situation.id, name=name[:200],
+                agent_version=question.agent.version, situation_id=question.situation.id, name=name,
                 request=arguments, request_sha256=digest(arguments), reply=found, reply_sha256=digest(found),
-                started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+                started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
             )
         )  # fmt: skip
     talk.look_ups += 1
@@ -213,8 +227,11 @@ async def _request(
     question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
     contract: DomainContract, may_look_up: bool,
 ) -> Exchange:  # fmt: skip
-    """One question over HTTP, tried again while that may help."""
+    """One question over HTTP, tried again while that may help. Raises openai.OpenAIError or _NoAnswer."""
     agent = question.agent
+    request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
+    if (size := len(orjson.dumps(request))) > _MAX_REQUEST_BYTES:
+        raise _NoAnswer(f"not asked, {size} bytes are more than the {_MAX_REQUEST_BYTES} that can be recorded")
     options: dict[str, Any] = {}
     if agent.is_structured:
         options["response_format"] = response_format(agent, contract)
@@ -231,16 +248,21 @@ async def _request(
             if attempt.retry_state.attempt_number > 1:
                 taken.retries += 1
             # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
-            answer = await client.post(
-                "/chat/completions", cast_to=httpx2.Response, options={"timeout": agent.attempt_timeout_s},
-                body={
-                    "model": question.model, "messages": talk.said, "max_completion_tokens": agent.max_tokens,
-                    "temperature": 0, **options,
-                },
-            )  # fmt: skip
+            try:
+                answer = await client.post(
+                    "/chat/completions", cast_to=httpx2.Response, options={"timeout": agent.attempt_timeout_s},
+                    body={
+                        "model": question.model, "messages": talk.said, "max_completion_tokens": agent.max_tokens,
+                        "temperature": 0, **options,
+                    },
+                )  # fmt: skip
+            except openai.OpenAIError:
+                raise
+            except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
+                raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
     completion = _read_completion(answer.content)
-    text, tokens_in, tokens_out = completion.text, completion.tokens_in, completion.tokens_out
-    request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
+    text = completion.text[:_MAX_REPLY]
+    tokens_in, tokens_out = _tokens(completion.usage, "prompt_tokens", request), _tokens(completion.usage, "completion_tokens", text)
     return Exchange(
         call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
         situation_id=question.situation.id, name=(completion.model or question.model)[:200],
@@ -248,7 +270,7 @@ async def _request(
         request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
         finish_reason=completion.finish_reason[:64], tokens_in=tokens_in, tokens_out=tokens_out,
         cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
-        started_at=format_time_ms(began_ms), latency_ms=now_ms() - began_ms,
+        started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
     )  # fmt: skip
 
 
@@ -274,17 +296,12 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
 
 
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(default=0, ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
-
-
 class _Completion(BaseModel):
     """A chat completion, as far as it is used; a server may say more."""
 
     model: str | None = None
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    usage: object = None
 
     @property
     def text(self) -> str:
@@ -298,21 +315,20 @@ class _Completion(BaseModel):
     def finish_reason(self) -> str:
         return self.choices[0].finish_reason or ""
 
-    @property
-    def tokens_in(self) -> int:
-        return self.usage.prompt_tokens if self.usage else 0
-
-    @property
-    def tokens_out(self) -> int:
-        return self.usage.completion_tokens if self.usage else 0
-
 
 def _read_completion(content: bytes) -> _Completion:
     try:
         return _Completion.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise openai.OpenAIError(f"no chat completion: {first['loc']}: {first['msg']}") from None
+        place = ".".join(str(part) for part in first["loc"])
+        raise _NoAnswer(f"no completion came, {place}: {first['msg']}"[:200]) from None
+
+
+def _tokens(usage: object, name: str, text: str) -> int:
+    """What the server counted; where it told nothing of use, one for three characters, so that budgets hold."""
+    told = usage.get(name) if isinstance(usage, dict) else None
+    return told if type(told) is int and 0 <= told <= _MAX_TOKENS else len(text) // 3
 
 
 def _tool_calls(reply: str) -> list[dict[str, Any]]:
@@ -321,9 +337,15 @@ def _tool_calls(reply: str) -> list[dict[str, Any]]:
         return []
     try:
         found = orjson.loads(reply)["tool_calls"]
-        return [c for c in found if isinstance(c, dict) and isinstance(c.get("function"), dict) and c.get("id")]
+        return [c for c in found if _is_tool_call(c)]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
+
+
+def _is_tool_call(found: object) -> bool:
+    if not isinstance(found, dict) or not isinstance(function := found.get("function"), dict):
+        return False
+    return all(isinstance(text, str) for text in (found.get("id"), function.get("name"), function.get("arguments")))
 
 
 def _retry_after_s(error: BaseException | None) -> float | None:
@@ -355,10 +377,15 @@ class _NoTimeLeft(tenacity.stop.stop_base):
         return asked is not None and self._now_ms() + asked * 1000 >= self._until_ms
 
 
+def _ran_out(error: BaseException) -> bool:
+    """Whether time ran out: the transport over aiohttp calls a refused connection a time-out too."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, TimeoutError)
+
+
 def _told(error: openai.OpenAIError) -> str:
     """What the server said, without request or headers: no key, no fact may reach a log by it."""
     if isinstance(error, openai.APIStatusError):
         return f"HTTP {error.status_code}"
-    if type(error) is openai.OpenAIError:  # ours
-        return str(error)
     return type(error).__name__

@@ -28,7 +28,8 @@ class Call:
 
     `record` is the situation's place and text: key, value, topic, partition, offset. `level` counts
     whom it was given up with: 0 the agent's own model, then `fallback` in its order. `is_answered`: a reply
-    at this level was recorded before a restart, so it is used whatever time has passed.
+    at this level was recorded before a restart, so it is used whatever time has passed. `starts`: 0 until it is
+    asked, then 1 and one more each time it was lost in flight.
     """
 
     call_id: str
@@ -45,6 +46,8 @@ class Call:
     is_answered: bool = False
     starts: int = 0
     reserved: int = 0
+    reserved_cost: float = 0.0
+    reserved_at_ms: int = 0
     taken: dict[str, float] = field(default_factory=dict)
     last_turn: int | None = None
     troubles: list[str] = field(default_factory=list)
@@ -119,8 +122,9 @@ class Desk:
         for raw in sorted(calls, key=lambda raw: raw["arrived_ms"]):
             call = Call(**raw)
             if call.is_asked:  # in flight when its TaskManager was lost: it is in flight no more
-                self.books.add(call.arrived_ms, -call.reserved, 0.0)
-                call.is_asked, call.reserved = False, 0
+                self._give_back(call)
+                call.is_asked = False
+                call.starts += 1
             self._wait(call)
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,9 +211,10 @@ class Desk:
                 if self._open_until.get(model):
                     self._probing.add(model)
                 call.is_asked = True
-                call.starts += 1
-                call.reserved = call.size + self.agent.max_tokens
-                self.books.add(now_ms, call.reserved, 0.0)
+                call.starts = max(1, call.starts)
+                call.reserved, call.reserved_cost = self._may_take(call)
+                call.reserved_at_ms = now_ms
+                self.books.add(now_ms, call.reserved, call.reserved_cost)
                 self._in_flight += 1
                 return Start(call, model, until_ms)
             why = trouble[0]
@@ -234,16 +239,27 @@ class Desk:
         of = self.agent.budget if level == 0 else self.agent.fallback[level - 1]
         return of.price_in, of.price_out
 
+    def _may_take(self, call: Call) -> tuple[int, float]:
+        """Tokens and cost of one question at the call's level."""
+        price_in, price_out = self.prices(call.level)
+        cost = (call.size * price_in + self.agent.max_tokens * price_out) / 1e6
+        return call.size + self.agent.max_tokens, cost
+
+    def _give_back(self, call: Call) -> None:
+        """What was reserved, out of the minute it was reserved in: no other minute may come to less than was taken."""
+        self.books.add(call.reserved_at_ms or call.arrived_ms, -call.reserved, -call.reserved_cost)
+        call.reserved, call.reserved_cost, call.reserved_at_ms = 0, 0.0, 0
+
     def _over_budget(self, call: Call, now_ms: int) -> str:
         """What a call of this size would overdraw; empty: nothing."""
         budget = self.agent.budget
-        price_in, price_out = self.prices(call.level)
-        tokens = call.size + self.agent.max_tokens
-        cost = (call.size * price_in + self.agent.max_tokens * price_out) / 1e6
+        tokens, cost = self._may_take(call)
         for last_ms, tokens_bound, cost_bound, name in (
             (MINUTE_MS, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
             (DAY_MS, budget.tokens_per_day, budget.cost_per_day, "day"),
         ):
+            if tokens_bound is None and cost_bound is None:
+                continue
             taken_tokens, taken_cost = self.books.taken(now_ms, last_ms)
             if tokens_bound is not None and taken_tokens + tokens > tokens_bound:
                 return f"{taken_tokens:.0f} of {tokens_bound} tokens a {name} taken, this call may take {tokens}"
@@ -253,8 +269,8 @@ class Desk:
 
     def spent(self, call: Call, at_ms: int, tokens: int, cost: float) -> None:
         """A question was answered: what it took takes the place of what was reserved."""
-        self.books.add(at_ms, tokens - call.reserved, cost)
-        call.reserved = 0
+        self._give_back(call)
+        self.books.add(at_ms, tokens, cost)
 
     def ended(self, call: Call, now_ms: int, trouble: tuple[Why, str] | None) -> None:
         """The call came back: concluded (`trouble` None), or its next level is due."""
@@ -263,8 +279,7 @@ class Desk:
         self._in_flight -= 1
         self._probing.discard(model)
         if call.reserved:
-            self.books.add(now_ms, -call.reserved, 0.0)
-            call.reserved = 0
+            self._give_back(call)
         self.books.forget(now_ms)
         if trouble is None or trouble[0] == "malformed":  # it answered
             self._failures.pop(model, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pyflink.datastream.state import (
     ValueStateDescriptor,
 )
 
+from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, parse_time_ms
 from contracts.errors import BadInput, ReplyRefused
@@ -84,7 +85,8 @@ class Reason(KeyedBroadcastProcessFunction):
     what it concluded; records that wait until the prompts and models known at start are loaded. A processing-time
     timer, one an agent, collects replies every 25 ms while there are calls.
     Restart: calls in flight are made again, unless their replies were recorded on `<domain>.exchanges`; a
-    conclusion that was recorded is written again as it was.
+    conclusion that was recorded is written again as it was. Calls of an agent that agents.yaml declares no more,
+    or whose situation the contract no longer fits, go to dead letters.
     """
 
     def __init__(
@@ -111,7 +113,6 @@ class Reason(KeyedBroadcastProcessFunction):
         self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY()))
         self._desks: dict[str, Desk] = {}
         self._settling: dict[str, dict[str, Call]] = {}
-        self._unwritten: dict[str, list[Call]] = {}
         self._prompts: dict[str, Prompt] | None = None
         self._models: dict[str, LoadedModel] = {}
         self._is_ready = not any(self._ready_at.values())
@@ -131,6 +132,7 @@ class Reason(KeyedBroadcastProcessFunction):
             self._waiting.add(tuple(record))
             self._wake(ctx, _WAIT_MS)
             return
+        yield from self._opened(agent)
         yield from self._take(agent, record)
         yield from self._collect(agent)
         self._wake(ctx, COLLECT_MS)
@@ -145,10 +147,14 @@ class Reason(KeyedBroadcastProcessFunction):
         waiting = list(self._waiting.get() or ())
         if waiting:
             self._waiting.clear()
-            for record in waiting:
-                yield from self._take(agent, list(record))
+        if agent not in self._llm:
+            yield from self._gone(agent, waiting)
+            return
+        yield from self._opened(agent)
+        for record in waiting:
+            yield from self._take(agent, list(record))
         yield from self._collect(agent)
-        if self._desk(agent).calls or self._settling.get(agent):
+        if self._desks[agent].calls or self._settling[agent]:
             self._wake(ctx, COLLECT_MS)
 
     def _wake(self, ctx: Any, within_ms: int) -> None:
@@ -157,32 +163,67 @@ class Reason(KeyedBroadcastProcessFunction):
         now_ms = timers.current_processing_time()
         timers.register_processing_time_timer(now_ms - now_ms % within_ms + within_ms)
 
-    def _desk(self, agent: str) -> Desk:
-        """The agent's desk; after a restart made again from state, and what was recorded meanwhile read back."""
-        desk = self._desks.get(agent)
-        if desk is None:
-            calls = [orjson.loads(text) for text in self._calls.values()]
-            desk = self._desks[agent] = Desk(self._llm[agent], orjson.loads(self._books.value() or "{}"), calls)
-            self._settling[agent] = {}
-            if calls:
-                self._exchanges.since(min(call["appended_ms"] for call in calls))
-                self._unwritten[agent] = [call for call in desk.calls.values() if self._knows(call)]
-        return desk
+    def _opened(self, agent: str) -> Iterator[Row]:
+        """Makes the agent's desk, once; after a restart from state, and what was concluded meanwhile is written."""
+        if agent in self._desks:
+            return
+        calls = []
+        for text in list(self._calls.values()):
+            call = orjson.loads(text)
+            key, value, *_ = call["record"]
+            try:
+                self._agents.read(key.encode(), value.encode())
+            except BadInput as refused:  # the contract is another since
+                self._calls.remove(call["call_id"])
+                yield self._letter_of(refused, call["record"])
+                continue
+            calls.append(call)
+        desk = self._desks[agent] = Desk(self._llm[agent], orjson.loads(self._books.value() or "{}"), calls)
+        self._settling[agent] = {}
+        if not calls:
+            return
+        self._exchanges.since(min(call["appended_ms"] for call in calls))
+        # Into state too: what they had reserved is given back once, however often the job is restarted.
+        self._books.update(orjson.dumps(desk.to_dict()).decode())
+        for made in list(desk.calls.values()):
+            self._calls.put(made.call_id, orjson.dumps(made.to_dict()).decode())
+            if self._knows(made):
+                yield from self._write_again(agent, made)
+
+    def _gone(self, agent: str, waiting: list[Any]) -> Iterator[Row]:
+        """Calls and waiting records of an agent that is declared no more, to dead letters; its state is cleared."""
+        refused = BadInput(Cause.AGENT_GONE, f"no agent {agent!r} is declared any more; its call was given up")
+        for text in list(self._calls.values()):
+            yield self._letter_of(refused, orjson.loads(text)["record"])
+        for record in waiting:
+            yield self._letter_of(refused, record)
+        self._calls.clear()
+        self._books.clear()
 
     def _knows(self, call: Call) -> bool:
-        """Whether the call was concluded before a restart; a reply that was recorded is used again."""
+        """Whether the call was concluded before a restart; a reply that was recorded is used again.
+
+        Unless it is of a level that was given up already.
+        """
         level = self._exchanges.levels(call.call_id, TURNS)
-        if level is not None:
+        if level is not None and level >= call.level:
             call.level, call.is_answered = level, True
         return self._exchanges.concluded(call.call_id) is not None
 
     def _take(self, agent: str, record: list[Any]) -> Iterator[Row]:
         """One situation for one agent: asked before, answered by those before it, or a new call."""
         key, value, log_topic, partition, offset, appended_ms = record
-        situation = self._agents.read(bytes(key or b""), bytes(value or b""))
+        try:
+            situation = self._agents.read(bytes(key or b""), bytes(value or b""))
+        except BadInput as refused:  # it waited, and the contract is another since
+            yield self._letter_of(refused, record)
+            return
         call_id = derive_id(situation.id, STAGE, agent)
-        desk = self._desk(agent)
-        if self._done.contains(call_id) or call_id in desk.calls or call_id in self._settling[agent]:
+        desk = self._desks[agent]
+        if self._done.contains(call_id):
+            self._exchanges.forget(call_id)
+            return
+        if call_id in desk.calls or call_id in self._settling[agent]:
             return
         asked = self._llm[agent]
         if asked.after and self._agents.would_propose(situation, self._models, asked.after):
@@ -217,10 +258,8 @@ class Reason(KeyedBroadcastProcessFunction):
 
     def _collect(self, agent: str) -> Iterator[Row]:
         """What came back, and what is to be asked now."""
-        desk = self._desk(agent)
+        desk = self._desks[agent]
         has_changed = False
-        for call in self._unwritten.pop(agent, ()):
-            yield from self._write_again(agent, call)
         for back in self._caller.done(agent):
             has_changed = True
             yield from self._back(agent, desk, back)
@@ -238,7 +277,7 @@ class Reason(KeyedBroadcastProcessFunction):
                 self._conclude(agent, order)
         if has_changed:
             self._books.update(orjson.dumps(desk.to_dict()).decode())
-        self._meters.standing(agent, desk.in_flight, desk.waiting)
+        self._meters.standing(agent, desk.in_flight, desk.waiting + len(self._settling[agent]))
 
     def _back(self, agent: str, desk: Desk, back: Back) -> Iterator[Row]:
         if isinstance(back, BaseException):
@@ -306,7 +345,10 @@ class Reason(KeyedBroadcastProcessFunction):
         situation = self._situation(call)
         asked = self._llm[agent]
         written: tuple[str, bytes] | None = None
-        if concluded.how == "proposed" and last is not None:
+        if concluded.how == "proposed" and last is None:
+            missing = not_fitting(f"reply {concluded.turn} of call {call.call_id} counted, and is not on the exchanges topic")
+            yield self._letter_of(missing, call.record)
+        elif concluded.how == "proposed" and last is not None:
             try:
                 written = proposal_of(self._contract, asked, situation, concluded, last.exchange, call.expiry_ms)
             except ReplyRefused as error:  # recorded under another version of the agent
@@ -371,6 +413,12 @@ class Reason(KeyedBroadcastProcessFunction):
             not_fitting(told), topic("exchanges").of(self._domain), last.partition, last.offset,
             f"{exchange.call_id}/{exchange.turn}".encode(), exchange.reply.encode(),
         )  # fmt: skip
+
+    def _letter_of(self, refused: BadInput, record: Sequence[Any]) -> Row:
+        """A situation's record nobody could be asked about: key and value (text or bytes), topic, partition, offset."""
+        key, value, log_topic, partition, offset, *_ = record
+        raw = (part.encode() if isinstance(part, str) else part for part in (key, value))
+        return self._letter(refused, log_topic, partition, offset, *raw)
 
     def _letter(self, refused: BadInput, log_topic: str, partition: int, offset: int, key: Any, value: Any) -> Row:
         place, letter = dead_letter(

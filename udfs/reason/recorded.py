@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 import orjson
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
 
 from contracts.data import Data
@@ -118,7 +118,10 @@ class Exchanges:
             data=data.model_dump(mode="json"),
             causation_id=cause_id,
         )
-        self._producer.produce(self._topic, key=key.encode(), value=event, on_delivery=delivered)
+        try:
+            self._producer.produce(self._topic, key=key.encode(), value=event, on_delivery=delivered)
+        except (BufferError, KafkaException) as error:
+            raise BrokerUnavailable(f"{self._topic} at {self._bootstrap}: {error}") from None
         return await done
 
     def since(self, at_ms: int) -> None:
@@ -127,11 +130,14 @@ class Exchanges:
             return
         reader = Consumer(
             {"bootstrap.servers": self._bootstrap, "group.id": f"{self._domain}-{STAGE}-reads-back",
-             "enable.auto.commit": False, "isolation.level": "read_committed"}
+             "enable.auto.commit": False, "isolation.level": "read_committed", "enable.partition.eof": True,
+             "auto.offset.reset": "earliest"}
         )  # fmt: skip
         try:
             if self._ends is None:
                 listed = reader.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic].partitions
+                if not listed:
+                    raise BrokerUnavailable(f"{self._topic} at {self._bootstrap}: expected partitions, came none")
                 self._ends = {
                     number: int(reader.get_watermark_offsets(TopicPartition(self._topic, number), timeout=_TIMEOUT_S)[1])
                     for number in listed
@@ -139,6 +145,8 @@ class Exchanges:
                 self._read_from = dict(self._ends)
             asked = [TopicPartition(self._topic, number, max(0, at_ms - _MARGIN_MS)) for number in self._ends]
             for found in reader.offsets_for_times(asked, timeout=_TIMEOUT_S):
+                if found.error is not None:
+                    raise KafkaException(found.error)
                 begin, end = int(found.offset), self._read_from[found.partition]
                 if 0 <= begin < end:
                     self._read(reader, found.partition, begin, end)
@@ -150,6 +158,7 @@ class Exchanges:
             reader.close()
 
     def _read(self, reader: Consumer, partition: int, begin: int, end: int) -> None:
+        """From `begin` to before `end`, or to the last record there is: compaction may have taken those behind it."""
         reader.assign([TopicPartition(self._topic, partition, begin)])
         deadline = time.monotonic() + _TIMEOUT_S
         while True:
@@ -157,7 +166,10 @@ class Exchanges:
             if place.offset >= end:
                 return
             for message in reader.consume(500, timeout=0.2):
-                if message.error() is None and (message.offset() or 0) < end:
+                error = message.error()
+                if error is not None and error.code() == KafkaError._PARTITION_EOF and message.partition() == partition:
+                    return
+                if error is None and (message.offset() or 0) < end:
                     deadline = time.monotonic() + _TIMEOUT_S
                     self._keep(message)
             if time.monotonic() > deadline:
@@ -167,7 +179,8 @@ class Exchanges:
         try:
             event = orjson.loads(message.value() or b"")
             if event.get("type") == Exchange.event_type:
-                exchange = Exchange.model_validate(event["data"])
+                # The question itself is not needed to use its answer, and is the most of what there is.
+                exchange = Exchange.model_validate(event["data"]).model_copy(update={"request": ""})
                 place = Recorded(exchange, int(message.partition() or 0), int(message.offset() or 0))
                 self._turns.setdefault(exchange.call_id, {}).setdefault(exchange.turn, place)
             elif event.get("type") == Concluded.event_type:

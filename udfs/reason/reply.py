@@ -23,6 +23,8 @@ ABSTAIN = "abstain"
 MAX_CHARACTERS = 65_536
 # First key of each shape of `parameters`: servers tell shapes apart by it, and it ties them to the action.
 SHAPE = "for"
+# No event can hold a larger integer.
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _FENCED = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 # What structured outputs take (OpenAI's subset); the rest of a contract is checked when the reply is read.
 _KEPT = ("type", "enum", "const", "description", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -157,6 +159,8 @@ def _evidence(
 def _parameters(
     given: Mapping[str, Scalar], action: type[ActionParameters], mask: Mask
 ) -> dict[str, Scalar]:
+    if large := [name for name, value in given.items() if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX]:
+        raise ReplyRefused("wrong_parameters", f"expected integers of 64 bits in {[name[:64] for name in large[:5]]}")
     restored = {name: mask.restore(value) for name, value in given.items()}
     try:
         checked = action.model_validate_json(json.dumps(restored))

@@ -93,7 +93,10 @@ def prepare(tool: HttpTool | SqlTool, arguments: str, mask: Mask | None = None) 
     if unknown := set(_HOLE.findall(template)) - set(tool.arguments):
         raise ToolRefused("wrong_tool", f"tool {tool.name!r}: its url names arguments it does not declare: {sorted(unknown)}")
     url = _HOLE.sub(lambda hole: quote(given[hole[1]], safe=""), template)
-    asked, base = httpx.URL(url), httpx.URL(_HOLE.sub("x", template))
+    try:
+        asked, base = httpx.URL(url), httpx.URL(_HOLE.sub("x", template))
+    except httpx.InvalidURL:
+        raise ToolRefused("wrong_arguments", f"tool {tool.name!r}: its arguments make no URL") from None
     if (asked.scheme, asked.host, asked.port, asked.userinfo) != (base.scheme, base.host, base.port, base.userinfo):
         raise ToolRefused("wrong_arguments", f"tool {tool.name!r}: an argument would change the host")
     if asked.raw_path.count(b"/") != base.raw_path.count(b"/") or _has_dots(asked) != _has_dots(base):
