@@ -14,6 +14,8 @@ WITH last_values AS (
         COUNT(CASE WHEN is_remedy THEN 1 END) OVER log_order AS remedies,
         LAST_VALUE(CASE WHEN is_remedy THEN `action` END) OVER log_order AS last_remedy,
         LAST_VALUE(CASE WHEN is_remedy THEN fact_id END) OVER log_order AS remedy_fact_id,
+        LAST_VALUE(CASE WHEN is_remedy THEN correlation_id END) OVER log_order AS remedy_correlation_id,
+        LAST_VALUE(CASE WHEN is_remedy THEN hops END) OVER log_order AS remedy_hops,
         LAST_VALUE(freeze_until_ms) OVER log_order AS frozen_until_ms,
         LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(shown, '') END) OVER log_order AS last_shown,
         LAST_VALUE(symptom_node) OVER log_order AS last_symptom_node,
@@ -82,6 +84,9 @@ SELECT
     event_ms,
     correlation_id,
     hops,
+    remedy_fact_id,
+    remedy_correlation_id,
+    remedy_hops,
     is_begin OR COALESCE(is_same_with_new_head, FALSE) AS is_new_head,
     COALESCE(is_checked AND shown IS NULL, FALSE) AS is_verified,
     COALESCE(is_checked AND shown IS NOT NULL, FALSE)

@@ -31,14 +31,14 @@ WHERE is_new_head;
 
 -- After a remedy's outcome the symptom is gone.
 -- Grain: one row a second sample after a remedy, without a symptom. Lane: log order. Event time: event_ms.
--- Consumer: `propose`, which closes the incident.
+-- The outcome is its cause: what the remedy did is told in one chain. Consumer: `propose`, which closes the incident.
 CREATE VIEW remedy_verified AS
 SELECT
     subject,
-    cause_id,
+    remedy_fact_id AS cause_id,
     event_ms,
-    correlation_id,
-    hops,
+    remedy_correlation_id AS correlation_id,
+    remedy_hops AS hops,
     incident_id,
     node,
     metric,
@@ -66,10 +66,10 @@ WHERE is_verified;
 CREATE VIEW remedy_failed AS
 SELECT
     subject,
-    cause_id,
+    remedy_fact_id AS cause_id,
     event_ms,
-    correlation_id,
-    hops,
+    remedy_correlation_id AS correlation_id,
+    remedy_hops AS hops,
     incident_id,
     node,
     metric,

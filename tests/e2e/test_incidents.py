@@ -27,7 +27,7 @@ from tests.loop import Loop
 
 SEED = 2  # slow deploy, false alert, lasting, failing deploy, stuck instance: both rules and models are needed
 COUNT = 22_000
-FAILING_SEED, FAILING_COUNT = 7, 12_000
+FAILING_SEED, FAILING_COUNT = 7, 12_000  # a slow deploy, an overload, and one that nothing heals
 REMEDIES = {"restart_service", "roll_back", "scale_out", "shift_traffic", "open_circuit"}
 SLOT_MS = SLOT_STEPS * 60_000
 
@@ -96,8 +96,8 @@ def healthy(loop: Loop) -> System:
 
 @pytest.fixture(scope="module")
 def failing(loop: Loop, healthy: System) -> System:
-    """Another system, while the model server fails half of its calls."""
-    behave(loop, error_rate=0.3, malformed_rate=0.1, hang_rate=0.1)
+    """Another system, while the model server fails nine of ten calls."""
+    behave(loop, error_rate=0.5, malformed_rate=0.35, hang_rate=0.05)
     return played(loop, FAILING_SEED, FAILING_COUNT)
 
 
@@ -122,16 +122,15 @@ def test_every_fault_is_found_at_the_entry_within_three_minutes_and_explained(he
 
 def test_what_a_remedy_heals_is_remedied_verified_and_closed(healthy: System) -> None:
     for fault in healthy.told("slow_deploy", "failing_deploy", "stuck_instance", "overload", "slow_dependency"):
-        commands = [e for e in within(healthy.events("commands"), fault) if e["data"]["action"] in REMEDIES]
-        assert commands[-1]["data"]["action"] in fault.healed_by
-        assert commands[-1]["data"]["parameters"]["node"] == fault.node
+        commands = [e["data"] for e in within(healthy.events("commands"), fault) if e["data"]["action"] in REMEDIES]
+        assert [c for c in commands if c["action"] in fault.healed_by and c["parameters"]["node"] == fault.node], commands
         assert within(healthy.events("situations", type_="incidents.remedy_verified"), fault)
         assert within(healthy.events("commands", action="close_incident"), fault)
 
 
 def test_one_chain_leads_from_the_fact_to_the_closed_incident(healthy: System) -> None:
     fault = healthy.told("slow_deploy")[0]
-    closed = within(healthy.events("commands", action="close_incident"), fault)[-1]
+    closed = within(healthy.events("commands", action="close_incident"), fault)[0]
     (root,) = tree_data(find_chain(healthy.loop.bootstrap, "incidents", closed["correlationid"]))
     path = _path_to(root, closed["id"])
     assert [node["noun"] for node in path] == [
@@ -177,7 +176,7 @@ def test_every_proposal_of_a_model_tells_what_it_was_asked_and_cost(healthy: Sys
         assert exchanges[told["exchange_id"]]["reply_sha256"] == told["reply_sha256"]
 
 
-def test_nothing_is_lost_when_half_of_the_calls_fail(failing: System) -> None:
+def test_nothing_is_lost_when_nearly_all_calls_fail(failing: System) -> None:
     situations = {e["id"] for e in failing.events("situations", type_="incidents.symptom_found")}
     triaged = Counter(
         e["causationid"] for e in failing.events("proposals", situation_type="incidents.symptom_found", action="triage_incident")
