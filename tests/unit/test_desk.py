@@ -219,7 +219,7 @@ def test_cost_of_what_is_in_flight_counts_before_it_is_spent() -> None:
     assert (len(started(found)), concluded(found)) == (2, [("c", None, "budget")])
     for name in ("a", "b"):
         fail(desk, name)
-    assert desk.books.taken(T0, 86_400_000) == (0, 0.0)
+    assert desk.books.day.taken(T0) == (0, 0.0)
 
 
 def test_a_second_model_is_no_call_that_was_lost() -> None:
@@ -239,3 +239,25 @@ def test_a_call_kept_by_an_older_version_is_read() -> None:
         del kept[name]
     desk = Desk(agent(budget={"tokens_per_minute": 200}), {"minutes": {str(T0 // 60_000): [200.0, 0.0]}}, [kept])
     assert started(orders(desk)) == [("a", "large")]
+
+
+def test_a_call_without_time_for_an_answer_is_not_begun() -> None:
+    """It would be paid for, cancelled, and count as a failure of a model that is well."""
+    desk = Desk(agent(concurrency=1))
+    list(desk.take(call("first")))
+    orders(desk)
+    desk.ended(desk.calls["first"], T0 + 3_000, None)
+    for name in ("late", "in time"):
+        list(desk.take(call(name, at_ms=T0 + (0 if name == "late" else 4_000))))
+    found = orders(desk, T0 + 7_500)
+    assert concluded(found) == [("late", None, "deadline")]
+    assert started(found) == [("in time", "large")]
+
+
+def test_a_model_slower_than_half_the_deadline_is_still_asked() -> None:
+    desk = Desk(agent())
+    list(desk.take(call("slow")))
+    orders(desk)
+    desk.ended(desk.calls["slow"], T0 + 60_000, None)
+    list(desk.take(call("next", at_ms=T0 + 60_000)))
+    assert started(orders(desk, T0 + 60_000)) == [("next", "large")]

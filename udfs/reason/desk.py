@@ -49,6 +49,7 @@ class Call:
     reserved_cost: float = 0.0
     reserved_at_ms: int = 0
     taken: dict[str, float] = field(default_factory=dict)
+    asked_at_ms: int = 0
     last_turn: int | None = None
     troubles: list[str] = field(default_factory=list)
 
@@ -78,27 +79,52 @@ class Conclude:
 Order = Start | Conclude
 
 
-class Books:
-    """Tokens and cost of the last day, by minute; sliding, to the minute."""
+class Window:
+    """Tokens and cost of the last `last_ms`, sliding by `bucket_ms`; a bucket that began before is not counted."""
 
-    def __init__(self, minutes: dict[str, list[float]] | None = None) -> None:
-        self.minutes: dict[int, list[float]] = {int(m): list(v) for m, v in (minutes or {}).items()}
+    def __init__(self, last_ms: int, bucket_ms: int, buckets: dict[str, list[float]] | None = None) -> None:
+        self._last_ms, self._bucket_ms = last_ms, bucket_ms
+        self._buckets: dict[int, list[float]] = {int(b): list(v) for b, v in (buckets or {}).items()}
+
+    def to_dict(self) -> dict[str, list[float]]:
+        return {str(bucket): entry for bucket, entry in self._buckets.items()}
 
     def add(self, at_ms: int, tokens: float, cost: float) -> None:
-        entry = self.minutes.setdefault(at_ms // MINUTE_MS, [0.0, 0.0])
+        entry = self._buckets.setdefault(at_ms // self._bucket_ms, [0.0, 0.0])
         entry[0] += tokens
         entry[1] += cost
 
-    def taken(self, now_ms: int, last_ms: int) -> tuple[float, float]:
-        """Tokens and cost of the last `last_ms`; a minute that began within them counts whole."""
-        first = (now_ms - last_ms) // MINUTE_MS + 1
-        found = [entry for minute, entry in self.minutes.items() if minute >= first]
+    def taken(self, now_ms: int) -> tuple[float, float]:
+        first = self._first(now_ms)
+        found = [entry for bucket, entry in self._buckets.items() if bucket >= first]
         return sum(e[0] for e in found), sum(e[1] for e in found)
 
     def forget(self, now_ms: int) -> None:
-        first = (now_ms - DAY_MS) // MINUTE_MS + 1
-        for minute in [m for m in self.minutes if m < first]:
-            del self.minutes[minute]
+        first = self._first(now_ms)
+        for bucket in [b for b in self._buckets if b < first]:
+            del self._buckets[bucket]
+
+    def _first(self, now_ms: int) -> int:
+        return (now_ms - self._last_ms) // self._bucket_ms + 1
+
+
+class Books:
+    """What calls took in the last minute (to the second) and the last day (to the minute)."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.minute = Window(MINUTE_MS, 1000, state.get("seconds"))
+        self.day = Window(DAY_MS, MINUTE_MS, state.get("minutes"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"seconds": self.minute.to_dict(), "minutes": self.day.to_dict()}
+
+    def add(self, at_ms: int, tokens: float, cost: float) -> None:
+        for window in (self.minute, self.day):
+            window.add(at_ms, tokens, cost)
+
+    def forget(self, now_ms: int) -> None:
+        for window in (self.minute, self.day):
+            window.forget(now_ms)
 
 
 class Desk:
@@ -109,10 +135,11 @@ class Desk:
     ) -> None:
         state = state or {}
         self.agent = agent
-        self.books = Books(state.get("minutes"))
+        self.books = Books(state)
         # model -> failures in a row, and until when none is made (0: none failed for good yet)
         self._failures: dict[str, int] = dict(state.get("failures", {}))
         self._open_until: dict[str, int] = dict(state.get("open_until", {}))
+        self._takes_ms: dict[str, float] = dict(state.get("takes_ms", {}))  # model -> what an answer takes lately
         self._probing: set[str] = set()
         self.calls: dict[str, Call] = {}
         self._in_flight = 0
@@ -129,9 +156,10 @@ class Desk:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "minutes": {str(minute): entry for minute, entry in self.books.minutes.items()},
+            **self.books.to_dict(),
             "failures": self._failures,
             "open_until": self._open_until,
+            "takes_ms": self._takes_ms,
         }
 
     @property
@@ -199,8 +227,8 @@ class Desk:
                 trouble = "no_prompt", f"no active prompt {self.agent.prompt!r}"
             elif call.is_answered:
                 pass  # paid already
-            elif now_ms >= until_ms:
-                trouble = "deadline", f"no turn within {self.agent.deadline_s:g} s"
+            elif now_ms + self._least_ms(model) >= until_ms:
+                trouble = "deadline", f"no turn within {self.agent.deadline_s:g} s that left time for an answer"
             elif (open_until := self._open_until.get(model, 0)) and (now_ms < open_until or model in self._probing):
                 trouble = "circuit_open", f"{model} failed {self.agent.circuit.failures} times in a row"
             elif told := self._over_budget(call, now_ms):
@@ -210,7 +238,7 @@ class Desk:
                     return None
                 if self._open_until.get(model):
                     self._probing.add(model)
-                call.is_asked = True
+                call.is_asked, call.asked_at_ms = True, now_ms
                 call.starts = max(1, call.starts)
                 call.reserved, call.reserved_cost = self._may_take(call)
                 call.reserved_at_ms = now_ms
@@ -220,6 +248,10 @@ class Desk:
             why = trouble[0]
             call.troubles.append(f"{why}: {trouble[1]}")
             call.level += 1
+
+    def _least_ms(self, model: str) -> float:
+        """How much time a call must have left to be worth its price: what an answer took lately, at most half of all."""
+        return min(self._takes_ms.get(model, 0.0), self.agent.deadline_s * 500)
 
     def _first_why(self, call: Call, otherwise: Why) -> Why:
         """The first trouble says why; the later ones are told with it."""
@@ -254,13 +286,13 @@ class Desk:
         """What a call of this size would overdraw; empty: nothing."""
         budget = self.agent.budget
         tokens, cost = self._may_take(call)
-        for last_ms, tokens_bound, cost_bound, name in (
-            (MINUTE_MS, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
-            (DAY_MS, budget.tokens_per_day, budget.cost_per_day, "day"),
+        for window, tokens_bound, cost_bound, name in (
+            (self.books.minute, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
+            (self.books.day, budget.tokens_per_day, budget.cost_per_day, "day"),
         ):
             if tokens_bound is None and cost_bound is None:
                 continue
-            taken_tokens, taken_cost = self.books.taken(now_ms, last_ms)
+            taken_tokens, taken_cost = window.taken(now_ms)
             if tokens_bound is not None and taken_tokens + tokens > tokens_bound:
                 return f"{taken_tokens:.0f} of {tokens_bound} tokens a {name} taken, this call may take {tokens}"
             if cost_bound is not None and taken_cost + cost > cost_bound:
@@ -281,6 +313,9 @@ class Desk:
         if call.reserved:
             self._give_back(call)
         self.books.forget(now_ms)
+        if trouble is None and call.asked_at_ms:
+            took_ms = now_ms - call.asked_at_ms
+            self._takes_ms[model] = took_ms + 0.8 * (self._takes_ms.get(model, took_ms) - took_ms)
         if trouble is None or trouble[0] == "malformed":  # it answered
             self._failures.pop(model, None)
             self._open_until.pop(model, None)
