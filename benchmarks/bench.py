@@ -44,7 +44,7 @@ TARGETS = {
     "reason_100_ms": ("added by `reason` to a model of 1 s, 100 calls in flight; checkpoints", "p50 60 ms"),
     "reason_300_ms": ("the same, 300 in flight", "p50 150, checkpoint 500 ms"),
     "reason_calls_per_s": ("a model of 1 s, at most 500 calls in flight", "400 calls/s"),
-    "reason_idle_percent": ("a core, for the operator while nothing is asked", "3 %"),
+    "reason_idle_percent": ("of a core, for job `reason` while nothing is asked", "3 %"),
     "reason_killed": ("kill -9 of the TaskManager, 200 calls in flight", "answered once, none asked again"),
     "alert_to_remedy_ms": ("an alert to its remediation command, model of 1 s", "p99 2500 ms"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),

@@ -128,29 +128,25 @@ def throughput(concurrency: int = 500, seconds: int = 20) -> float:
 
 
 def idle_cost(seconds: int = 30) -> float:
-    """Share of a core (percent) that the operator's Python worker takes while nothing is asked."""
+    """Share of a core (percent) that the job takes while nothing is asked: a TaskManager with it less one without."""
     with reasoning(1000) as (home, _, _):
-        workers = _workers(home)
-        before = sum(_cpu_s(worker) for worker in workers)
-        began = time.monotonic()
-        time.sleep(seconds)  # what is measured is time that passes
-        return 100 * (sum(_cpu_s(worker) for worker in workers) - before) / (time.monotonic() - began)
+        processes = home.read_state()["processes"]
+        assert isinstance(processes, dict)
+        manager = psutil.Process(int(processes["taskmanager-0"]["pid"]))
+        with_job = _cpu_percent(manager, seconds)
+        flink_jobs.cancel(home, DOMAIN)
+        flink_jobs.wait_cancelled(home, DOMAIN)
+        return with_job - _cpu_percent(manager, seconds)
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu_percent(process: psutil.Process, seconds: int) -> float:
+    def cpu_s() -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
 
-
-def _workers(home: Home) -> list[psutil.Process]:
-    """The Python workers of the TaskManagers."""
-    processes = home.read_state()["processes"]
-    assert isinstance(processes, dict)
-    managers = [entry["pid"] for name, entry in processes.items() if name.startswith("taskmanager")]
-    return [
-        child for pid in managers for child in psutil.Process(pid).children(recursive=True)
-        if child.name().startswith("python")
-    ]  # fmt: skip
+    before, began = cpu_s(), time.monotonic()
+    time.sleep(seconds)  # what is measured is time that passes
+    return 100 * (cpu_s() - before) / (time.monotonic() - began)
 
 
 def killed(in_flight: int = 200) -> dict[str, float]:
