@@ -32,6 +32,8 @@ from udfs.serde import write_event
 
 DOMAIN = "machines"
 WARM = 3000
+# Samples after which a series' past is known (sql/incidents/10_series_deviations.sql).
+_KNOWN = 80
 _TEXT = "You look after machines. Decide whether one needs maintenance."
 
 
@@ -209,7 +211,7 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float) -> dict[s
     emitter_domain = load_domain("incidents")
     writer = kafka.producer(bootstrap)
     emitter = Emitter(emitter_domain, writer, file_name=run)
-    began_ms = int(time.time() * 1000) - 3_600_000
+    began_ms = int(time.time() * 1000) - (_KNOWN + 5) * 60_000
     systems = [f"{run}-{number}" for number in range(count)]
 
     def fact(system: str, kind: str, minute: int, **data: object) -> NewFact:
@@ -218,7 +220,7 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float) -> dict[s
     facts = []
     for system in systems:
         facts.append(fact(system, "call_observed", 0, from_node="web", to_node="db"))
-        for minute in range(30):
+        for minute in range(_KNOWN):
             for node, value in (("web", 0.3), ("db", 0.1)):
                 noise = 1 + 0.02 * ((minute * 7) % 5 - 2)
                 facts.append(
@@ -230,9 +232,9 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float) -> dict[s
         late = (("db", 0.9), ("web", 1.1))
         emitter.emit(
             iter([
-                fact(system, "metric_measured", 31, node=node, metric="latency", statistic="Average", value=value)
+                fact(system, "metric_measured", _KNOWN, node=node, metric="latency", statistic="Average", value=value)
                 for node, value in late
-            ] + [fact(system, "alert_raised", 31, node="web", metric="latency", text="slow")]),
+            ] + [fact(system, "alert_raised", _KNOWN, node="web", metric="latency", text="slow")]),
             rate=None,
         )  # fmt: skip
         time.sleep(each_s)  # a steady rate is what is measured
