@@ -25,6 +25,9 @@ from udfs.reason.converse import Question, Result, converse
 from udfs.reason.recorded import Exchanges, Recorded
 from udfs.reason.spans import Spans
 
+# The client's own default.
+_HOSTED = "https://api.openai.com/v1"
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -54,7 +57,7 @@ def client(base_url: str = "") -> openai.AsyncOpenAI:
     """
     return openai.AsyncOpenAI(
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        base_url=base_url or os.environ.get("OPENAI_BASE_URL") or None,
+        base_url=base_url or os.environ.get("OPENAI_BASE_URL") or _HOSTED,  # an empty variable is none
         max_retries=0,
         http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
     )
