@@ -1,7 +1,7 @@
 """One embedded instance for all tests that need one, in a home of its own, started beside the others.
 
 `tests/unit` and `tests/contract` need no process. `tests/flink` and `tests/e2e` share one broker
-and one cluster, which start in the background while the quick tests run. Every test has subjects of
+and one cluster, which start in the background while the quick tests run; `tests/incidents` have their own, after those. Every test has subjects of
 its own, so tests do not see each other.
 """
 
@@ -31,12 +31,10 @@ for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
         del os.environ[_name]
 os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
 os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
-# Three domains share the one TaskManager.
-os.environ["FLYBALL_FLINK"] = "{taskmanager.numberOfTaskSlots: 12, taskmanager.memory.managed.size: 256mb}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
-FOLDERS = ("unit", "contract", "flink", "e2e")
+FOLDERS = ("unit", "contract", "flink", "e2e", "incidents")
 
 
 def _folder(item: pytest.Item) -> str:
@@ -44,10 +42,10 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; tests in flink/ and e2e/ carry the mark of their folder."""
+    """Quick tests first; tests in flink/, e2e/ and incidents/ carry the mark of their folder."""
     items.sort(key=lambda item: FOLDERS.index(_folder(item)) if _folder(item) in FOLDERS else 0)
     for item in items:
-        if _folder(item) in ("flink", "e2e"):
+        if _folder(item) in ("flink", "e2e", "incidents"):
             item.add_marker(_folder(item))
 
 
@@ -101,10 +99,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             embedded.wait_ready(home)
 
     steps = {"instance": _Step(start)}
-    if "incidents" in wants:
-        steps["incidents"] = _Step(
-            lambda: runner.bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True)), steps["instance"]
-        )
     if "payments" in wants:
         steps["payments"] = _Step(lambda: bring_up_by_hand(home, "payments"), steps["instance"])
     session.config.stash[_STARTED] = _Started(home, steps)
@@ -137,15 +131,6 @@ def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
     """`payments`, whose jobs were submitted by hand with `flink run`, as on a cluster of one's own."""
     request.config.stash[_STARTED].steps["payments"].wait()
     loop = Loop(instance, "payments")
-    yield loop
-    loop.close()
-
-
-@pytest.fixture(scope="session")
-def incidents(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
-    """`incidents`, with job `reason` and a scripted model server."""
-    request.config.stash[_STARTED].steps["incidents"].wait()
-    loop = Loop(instance, "incidents")
     yield loop
     loop.close()
 

@@ -1,10 +1,9 @@
-"""`incidents`, from an injected fault to a verified remedy, on an instance of its own; and with a model that fails."""
+"""`incidents`, from an injected fault to a verified remedy, and with a model that fails."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from rich.console import Console
 
 from contracts.envelope import parse_time_ms
-from ops import instance as embedded
 from ops import run as runner
-from ops.home import Home
 from ops.player import Emitter
 from ops.trace import find_chain, tree_data
 from ops.watch import Watch
@@ -78,27 +74,18 @@ def behave(loop: Loop, **behaviour: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    home = Home(tmp_path_factory.mktemp("incidents"))
-    runner.bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid(), seed=SEED)
-    found = Loop(home, "incidents")
-    try:
-        yield found
-    finally:
-        found.close()
-        embedded.stop(home)
+def healthy(incidents: Loop) -> System:
+    return played(incidents, SEED, COUNT)
 
 
 @pytest.fixture(scope="module")
-def healthy(loop: Loop) -> System:
-    return played(loop, SEED, COUNT)
-
-
-@pytest.fixture(scope="module")
-def failing(loop: Loop, healthy: System) -> System:
+def failing(incidents: Loop, healthy: System) -> Iterator[System]:
     """Another system, while the model server fails nine of ten calls."""
-    behave(loop, error_rate=0.5, malformed_rate=0.35, hang_rate=0.05)
-    return played(loop, FAILING_SEED, FAILING_COUNT)
+    behave(incidents, error_rate=0.5, malformed_rate=0.35, hang_rate=0.05)
+    try:
+        yield played(incidents, FAILING_SEED, FAILING_COUNT)
+    finally:
+        behave(incidents, error_rate=0, malformed_rate=0, hang_rate=0)
 
 
 def within(events: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any]]:
