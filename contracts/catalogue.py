@@ -8,7 +8,7 @@ from contracts.approval import Answer, Override, Person
 from contracts.audit_head import AuditHead
 from contracts.command import Command
 from contracts.data import Data
-from contracts.dead_letter import DeadLetter
+from contracts.dead_letter import DeadLetter, Redriven
 from contracts.decision import Decision, Grant, Noted
 from contracts.domain import load_domain
 from contracts.envelope import schema_urn
@@ -57,7 +57,7 @@ _BY_TOPIC: dict[str, tuple[type[Data], ...]] = {
     "prompts": (Prompt,),
     "exchanges": (Exchange, Concluded),
     "audit-heads": (AuditHead,),
-    "dead-letters": (DeadLetter,),
+    "dead-letters": (DeadLetter, Redriven),
     "late-facts": (LateFact,),
 }
 

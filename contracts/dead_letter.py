@@ -1,13 +1,13 @@
-"""Dead letter: a record nobody could use, with its cause, its place and its bytes."""
+"""Dead letter: a record nobody could use, with its cause, its place and its bytes; and its way back."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.data import Data, Identifier
+from contracts.data import Data, Digest, Identifier, Instant
 
 
 class Cause(StrEnum):
@@ -32,6 +32,19 @@ class Cause(StrEnum):
     REPLY_REFUSED = "reply_refused"
     AGENT_GONE = "agent_gone"
     SIGNATURE_INVALID = "signature_invalid"
+    HANDLER_FAILED = "handler_failed"
+
+
+class Attempt(BaseModel):
+    """One try that failed for a passing reason. `failed_at` is wall time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    failed_at: Instant
+    error: str = Field(max_length=500)
+
+
+Attempts = Annotated[tuple[Attempt, ...], Field(max_length=100, strict=False)]
 
 
 class DeadLetter(Data):
@@ -47,3 +60,22 @@ class DeadLetter(Data):
     offset: int
     key_base64: str | None = None
     value_base64: str | None = Field(default=None, description="the original bytes; null: tombstone")
+    attempts: Attempts = Field(default=(), description="what was tried before it was given up, in order")
+
+
+class Redriven(Data):
+    """A dead letter's record was put back into its topic: written in one transaction with that record.
+
+    Under the key of the letter (`causationid`), so that a letter with such an event is not redriven again. `topic`,
+    `partition` and `offset` are where the record lies now; a dead letter about that place continues the history.
+    """
+
+    event_type: ClassVar[str] = "flyball.redriven"
+
+    refused_sha256: Digest = Field(description="of the record as it was refused; of nothing: a tombstone")
+    attempt: int = Field(ge=1, description="how often the record was put back, this time included")
+    is_edited: bool
+    topic: Identifier
+    partition: int
+    offset: int
+    sha256: Digest = Field(description="of the record as it was put back")

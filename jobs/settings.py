@@ -45,6 +45,12 @@ class Settings(BaseModel):
     seal_every_s: float = Field(
         default=60, gt=0, le=86_400, description="wall time between signed audit heads"
     )
+    command_attempts: int = Field(
+        default=5, ge=1, le=20, description="how often an actuator tries what fails for a passing reason"
+    )
+    command_retry_s: float = Field(
+        default=1, gt=0, le=3600, description="until the second attempt; doubles with each, up to an hour"
+    )
     agents: str = Field(default="", description="agents file; default conf/<domain>/agents.yaml")
     largest_window_s: int = Field(
         default=3600, ge=0, description="event time; a played input ends with a tick this far on"

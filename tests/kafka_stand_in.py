@@ -9,6 +9,7 @@ from typing import Any
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
 
 
 @dataclass
@@ -29,6 +30,7 @@ class StandInBroker:
 
     topics: dict[str, list[StoredRecord]] = field(default_factory=lambda: defaultdict(list))
     committed: dict[TopicPartition, int] = field(default_factory=dict)
+    committed_metadata: dict[TopicPartition, str] = field(default_factory=dict)
     is_down: bool = False
 
     def put(self, topic: str, key: bytes | None, value: bytes | None, *, timestamp: int = 0) -> StoredRecord:
@@ -73,6 +75,34 @@ class StandInConsumer:
         self._broker = broker
         self._places = [TopicPartition(topic, 0) for topic in topics]
         self._positions = {place: broker.committed.get(place, 0) for place in self._places}
+        self._paused: set[TopicPartition] = set()
+        self._listener: Any = None
+
+    def subscribe(self, topics: list[str], listener: Any) -> None:
+        """Every partition of `topics` is this reader's at once."""
+        self._listener = listener
+        self._places = [TopicPartition(topic, 0) for topic in topics]
+        self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
+
+    def rebalance(self) -> None:
+        """The partitions are taken away and given back, as when another member comes and goes."""
+        self._listener.on_partitions_revoked(set(self._places))
+        self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
+        self._paused.clear()
+
+    def committed(self, place: TopicPartition, metadata: bool = False) -> OffsetAndMetadata | None:
+        if place not in self._broker.committed:
+            return None
+        return OffsetAndMetadata(self._broker.committed[place], self._broker.committed_metadata[place], -1)
+
+    def pause(self, *places: TopicPartition) -> None:
+        self._paused |= set(places)
+
+    def resume(self, *places: TopicPartition) -> None:
+        self._paused -= set(places)
+
+    def paused(self) -> set[TopicPartition]:
+        return set(self._paused)
 
     def assignment(self) -> set[TopicPartition]:
         return set(self._places)
@@ -102,6 +132,8 @@ class StandInConsumer:
     def poll(self, timeout_ms: int = 0) -> dict[TopicPartition, list[StoredRecord]]:
         found = {}
         for place in self._places:
+            if place in self._paused:
+                continue
             batch = self._broker.topics[place.topic][self._positions[place] :]
             if batch:
                 found[place] = batch
@@ -110,6 +142,7 @@ class StandInConsumer:
 
     def commit(self, offsets: dict[TopicPartition, Any]) -> None:
         self._broker.committed |= {place: offset.offset for place, offset in offsets.items()}
+        self._broker.committed_metadata |= {place: offset.metadata for place, offset in offsets.items()}
 
     def close(self) -> None:
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
@@ -15,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from contracts.data import FactData
-from contracts.dead_letter import Cause, DeadLetter
+from contracts.dead_letter import Attempt, Cause, DeadLetter
 from contracts.domain import DomainContract, columns
 from contracts.envelope import (
     MAX_HOPS,
@@ -249,6 +250,7 @@ def dead_letter(
     key: bytes | None,
     value: bytes | None,
     now_ms: int,
+    attempts: Sequence[Attempt] = (),
 ) -> tuple[str, bytes]:
     """Key and value of the dead letter for one record. The id is derived from the record's place."""
     place = f"{topic}/{partition}/{offset}"
@@ -264,6 +266,7 @@ def dead_letter(
         offset=offset,
         key_base64=None if key is None else base64.b64encode(key[:MAX_KEPT_KEY_BYTES]).decode(),
         value_base64=None if value is None else base64.b64encode(value[:MAX_KEPT_BYTES]).decode(),
+        attempts=tuple(attempts),
     )
     event = write_event(
         event_id=derive_id(place, stage, "dead-letter"),

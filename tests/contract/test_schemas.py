@@ -114,6 +114,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "flyball.dead_letter": {
         "cause": "not_json", "message": "m", "stage": "context", "topic": "machines.facts",
         "partition": 0, "offset": 1, "value_base64": None,
+        "attempts": [{"failed_at": AT, "error": "ConnectionRefusedError: no"}],
+    },
+    "flyball.redriven": {
+        "refused_sha256": DIGEST, "attempt": 1, "is_edited": False, "topic": "machines.facts", "partition": 0,
+        "offset": 7, "sha256": DIGEST,
     },
     "flyball.late_fact": {
         "event_time": AT, "fact_id": "f", "fact_type": "t.u", "topic": "machines.facts",
