@@ -1,0 +1,307 @@
+"""What waits for another attempt: in its subject's order, over restarts and rebalances, and not for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from kafka import TopicPartition
+
+from contracts.dead_letter import DeadLetter
+from contracts.errors import Retryable
+from ops import consume
+from ops.consume import Commands, Memory, Patience
+from ops.world import Done, Order
+from tests.kafka_stand_in import StandInBroker, StandInConsumer, StandInProducer
+
+COMMANDS = TopicPartition("machines.commands", 0)
+
+
+class Plant:
+    """A broker, a clock that stands, and a handler that fails for those subjects that `down` names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.broker = StandInBroker()
+        self.now_ms = 1_000_000_000_000
+        self.down: dict[str, Exception] = {}
+        self.tried: list[str] = []
+        self.reader = StandInConsumer(self.broker)
+        self.on_call: Callable[[], None] = lambda: None
+        self._folder = folder
+        self._memories: list[Memory] = []
+
+    def start(self, *, machine: str = "here", **options: Any) -> Commands:
+        """A program on `machine`, whose files are its own; the one before is gone."""
+        for memory in self._memories:
+            memory.close()
+        self._memories = [Memory(self._folder / f"{machine}.sqlite")]
+        self.reader = StandInConsumer(self.broker)
+        return Commands(
+            "machines", {"cool": self._cool}, reader=self.reader,  # type: ignore[arg-type]
+            writer=StandInProducer(self.broker), memory=self._memories[0],  # type: ignore[arg-type]
+            patience=Patience(attempts=4, retry_s=1), now_ms=lambda: self.now_ms, **options,
+        )  # fmt: skip
+
+    def _cool(self, order: Order) -> Done:
+        self.tried.append(order.command_id)
+        self.on_call()
+        if error := self.down.get(order.subject):
+            raise error
+        return Done("succeeded")
+
+    def command(self, command_id: str, subject: str = "m-1", *, action: str = "cool", expiry: str | None = None) -> None:
+        event = {
+            "id": command_id, "type": "flyball.command", "subject": subject, "hops": 0, "expirytime": expiry,
+            "data": {
+                "event_time": "2014-01-01T00:00:00Z", "command_id": command_id, "action": action, "parameters": {},
+                "agent": "a", "decision_id": "d", "proposal_id": "p", "reason": "",
+            },
+        }  # fmt: skip
+        self.broker.put("machines.commands", subject.encode(), orjson.dumps(event), timestamp=self.now_ms)
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        data = [orjson.loads(value or b"")["data"] for value in self.broker.values("machines.outcomes")]
+        return [(each["command_id"], each["status"]) for each in data]
+
+    def letters(self) -> list[DeadLetter]:
+        values = self.broker.values("machines.dead-letters")
+        return [DeadLetter.model_validate_json(orjson.dumps(orjson.loads(value or b"")["data"])) for value in values]
+
+    def after(self, seconds: float) -> None:
+        self.now_ms += int(seconds * 1000)
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Plant:
+    return Plant(tmp_path)
+
+
+def test_a_command_is_tried_again_after_doubled_times_when_its_handler_fails_for_a_passing_reason(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionRefusedError("no route to the plant")
+    plant.command("c")
+    commands = plant.start()
+    for seconds, tries in ((0, 1), (0.9, 1), (0.1, 2), (1.9, 2), (0.1, 3)):
+        plant.after(seconds)
+        commands.step()
+        assert len(plant.tried) == tries, f"after {seconds} s more"
+    assert plant.outcomes() == [], "no outcome before the end: the loop guards hold"
+    plant.down.clear()
+    plant.after(4)
+    commands.step()
+    assert plant.outcomes() == [("c", "succeeded")]
+    assert plant.letters() == []
+    assert plant.broker.committed[COMMANDS] == 1
+
+
+def test_a_command_fails_and_is_a_dead_letter_with_every_attempt_when_the_last_one_failed(plant: Plant) -> None:
+    plant.down["m-1"] = TimeoutError("no answer")
+    plant.command("c")
+    commands = plant.start()
+    for _ in range(10):
+        commands.step()
+        plant.after(8)
+    assert plant.tried == ["c"] * 4
+    assert plant.outcomes() == [("c", "failed")]
+    (letter,) = plant.letters()
+    assert (letter.cause, letter.topic, letter.offset, letter.stage) == ("handler_failed", "machines.commands", 0, "actuator")
+    assert [attempt.error for attempt in letter.attempts] == ["TimeoutError: no answer"] * 4
+    assert [attempt.failed_at[17:19] for attempt in letter.attempts] == ["40", "48", "56", "04"]
+    assert plant.start().step() == 0, "it is committed"
+
+
+def test_a_command_fails_at_once_when_the_reason_does_not_pass(plant: Plant) -> None:
+    plant.down["m-1"] = ValueError("valve does not exist")
+    plant.command("c")
+    plant.start().step()
+    assert plant.outcomes() == [("c", "failed")]
+    assert plant.letters() == []
+
+
+def test_a_program_says_itself_what_passes_when_it_raises_retryable(plant: Plant) -> None:
+    plant.down["m-1"] = Retryable("busy")
+    plant.command("c")
+    plant.start().step()
+    assert plant.outcomes() == []
+
+
+def test_others_go_on_and_its_own_follow_in_order_when_a_subject_waits(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    for command_id, subject in (("a1", "m-1"), ("b1", "m-2"), ("a2", "m-1"), ("b2", "m-2")):
+        plant.command(command_id, subject)
+    commands = plant.start()
+    commands.step()
+    assert plant.tried == ["a1", "b1", "b2"]
+    plant.down.clear()
+    plant.command("a3")
+    commands.step()
+    assert plant.tried == ["a1", "b1", "b2"], "a3 waits behind a1 and a2"
+    plant.after(1)
+    commands.step()
+    assert plant.tried[3:] == ["a1", "a2", "a3"]
+    assert plant.broker.committed[COMMANDS] == 5
+
+
+def test_the_committed_offset_stays_before_what_waits_when_others_are_finished(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    for command_id, subject in (("b1", "m-2"), ("a1", "m-1"), ("b2", "m-2"), ("a2", "m-1")):
+        plant.command(command_id, subject)
+    plant.start().step()
+    assert plant.broker.committed[COMMANDS] == 1
+    assert plant.broker.committed_metadata[COMMANDS] == "4:1,3"
+
+
+@pytest.mark.parametrize("machine", ["here", "elsewhere"])
+def test_exactly_what_waited_is_taken_up_again_when_a_program_was_killed(plant: Plant, machine: str) -> None:
+    plant.down["m-1"] = ConnectionError()
+    for command_id, subject in (("a1", "m-1"), ("b1", "m-2"), ("a2", "m-1")):
+        plant.command(command_id, subject)
+    plant.start().step()
+    plant.tried.clear()
+    plant.down.clear()
+    plant.command("b2", "m-2")
+    plant.after(1)
+    plant.start(machine=machine).step()
+    assert plant.tried == ["a1", "a2", "b2"], "b1 is not done again, also not where nothing is remembered of it"
+    assert sorted(plant.outcomes()) == [(name, "succeeded") for name in ("a1", "a2", "b1", "b2")]
+    assert (plant.broker.committed[COMMANDS], plant.broker.committed_metadata[COMMANDS]) == (4, "")
+
+
+def test_attempts_and_the_time_of_the_next_are_kept_when_a_program_was_killed_while_it_waited(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    plant.command("c")
+    plant.start().step()
+    commands = plant.start()
+    commands.step()
+    assert len(plant.tried) == 1, "its time has not come"
+    plant.after(1)
+    commands.step()
+    commands = plant.start()
+    plant.after(2)
+    commands.step()
+    plant.after(4)
+    plant.start().step()
+    assert (len(plant.tried), plant.outcomes()) == (4, [("c", "failed")])
+
+
+def test_letter_and_outcome_are_written_when_the_broker_was_down_at_the_last_attempt(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    plant.command("c")
+    commands = plant.start()
+    for _ in range(3):
+        commands.step()
+        plant.after(4)
+    plant.broker.is_down = True
+    with pytest.raises(Exception, match="down"):
+        commands.step()
+    plant.broker.is_down = False
+    plant.start().step()
+    assert (len(plant.tried), plant.outcomes(), len(plant.letters())) == (4, [("c", "failed")], 1)
+
+
+def test_nothing_is_done_twice_and_nothing_forgotten_when_partitions_move_while_it_waits(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    for command_id, subject in (("a1", "m-1"), ("b1", "m-2")):
+        plant.command(command_id, subject)
+    commands = plant.start()
+    commands.step()
+    plant.reader.rebalance()
+    commands.step()
+    plant.down.clear()
+    plant.after(1)
+    commands.step()
+    assert plant.tried == ["a1", "b1", "a1"]
+    assert plant.broker.committed[COMMANDS] == 2
+
+
+def test_a_commit_keeps_what_others_finished_when_nothing_was_read_yet(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    plant.command("a1")
+    plant.command("b1", "m-2")
+    plant.start().step()
+    commands = plant.start(machine="elsewhere")
+    plant.reader.pause(COMMANDS)
+    plant.reader.resume = lambda *_: None  # type: ignore[method-assign]
+    commands.step()
+    assert plant.broker.committed_metadata[COMMANDS] == "2:0"
+
+
+def test_reading_stops_and_goes_on_when_as_many_wait_as_may(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consume, "MAX_WAITING", 2)
+    names = [f"m-{n}" for n in range(5)]
+    plant.down = {name: ConnectionError() for name in names}
+    for name in names:
+        plant.command(name, name)
+    commands = plant.start()
+    commands.step()
+    assert (plant.tried, plant.reader.paused()) == (["m-0", "m-1"], {COMMANDS})
+    plant.down.clear()
+    for _ in range(3):
+        plant.after(1)
+        commands.step()
+    assert plant.outcomes() == [(name, "succeeded") for name in names]
+    assert plant.broker.committed[COMMANDS] == 5
+
+
+def test_the_longest_list_of_what_waits_fits_a_commit_when_offsets_are_large() -> None:
+    assert len(f"{10**15}:" + ",".join([str(10**15)] * consume.MAX_WAITING)) < 4096
+
+
+def test_a_command_is_refused_when_it_expires_while_it_waits(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    plant.command("c", expiry="2014-01-01T00:00:02Z")
+    commands = plant.start()
+    commands.step()
+    plant.after(3)
+    commands.step()
+    assert (len(plant.tried), plant.outcomes(), plant.letters()) == (1, [("c", "failed")], [])
+
+
+def test_a_command_is_passed_by_when_its_action_is_another_programs(plant: Plant) -> None:
+    plant.command("c", action="mow")
+    plant.start().step()
+    assert plant.outcomes() == []
+    assert plant.broker.committed[COMMANDS] == 1
+
+
+def test_a_callback_gets_outcomes_instead_of_the_topic_and_again_until_it_took_them(plant: Plant) -> None:
+    told: list[tuple[str, str]] = []
+    refusing = True
+
+    def report(subject: str, outcome: bytes) -> None:
+        if refusing:
+            raise RuntimeError("the ticket system is down")
+        told.append((subject, orjson.loads(outcome)["data"]["status"]))
+
+    plant.command("c")
+    commands = plant.start(report=report)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            commands.step()
+    refusing = False
+    commands.step()
+    assert (plant.tried, told, plant.outcomes()) == (["c"], [("m-1", "succeeded")], [])
+    assert plant.broker.committed[COMMANDS] == 1
+
+
+def test_the_command_in_hand_is_finished_and_the_next_left_when_it_is_stopped(plant: Plant) -> None:
+    plant.command("c-1")
+    plant.command("c-2")
+    commands = plant.start()
+    plant.on_call = commands.stop
+    commands.run(signals=())
+    assert (plant.tried, plant.outcomes()) == (["c-1"], [("c-1", "succeeded")])
+    assert plant.broker.committed[COMMANDS] == 1
+    plant.on_call = lambda: None
+    plant.start().step()
+    assert plant.tried == ["c-1", "c-2"]
+
+
+def test_another_programs_metadata_of_a_commit_say_nothing_when_they_are_read(plant: Plant) -> None:
+    plant.command("c")
+    plant.broker.committed[COMMANDS] = 0
+    plant.broker.committed_metadata[COMMANDS] = "written by: another 1:program"
+    plant.start().step()
+    assert plant.tried == ["c"]
