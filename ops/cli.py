@@ -1004,33 +1004,121 @@ def model_server(
 
 @command(letters_app, "list")
 def letters_list(domain: Domain, as_json: AsJson = False) -> None:
-    """Every dead letter: cause, message, topic, partition, offset."""
-    from ops.reading import dead_letters
+    """Every dead letter: cause, message, topic, partition, offset; whether it was redriven, and how that ended."""
+    from ops import dead_letters
 
-    rows = dead_letters(_bootstrap(), domain)
+    found = dead_letters.read(_bootstrap(), domain)
+    is_past = _passed(domain, found)
+    rows = [dead_letters.told(history, is_past) for history in found]
     if as_json:
         _print_json(rows)
         return
     table = Table(box=None)
-    for column in ("id", "cause", "place", "bytes", "message"):
+    for column in ("id", "cause", "place", "bytes", "state", "message"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c])[:100] for c in ("id", "cause", "place", "bytes", "message")))
+        told = row["state"].replace("_", " ")
+        if row["after"] is not None:
+            told += f" as {row['after'][:12]}"
+        table.add_row(row["id"][:100], row["cause"], row["place"][:100], str(row["bytes"]), told, row["message"][:100])
     out.print(table)
+
+
+def _passed(domain: str, found: list[Any]) -> Any:
+    """How letters ended is asked of the jobs' offsets, where any was redriven."""
+    from ops import dead_letters, flink_jobs
+
+    if not any(history.redriven for history in found):
+        return lambda _: False
+    return dead_letters.passed(_bootstrap(), domain, flink_jobs.jobs_of(domain))
 
 
 @command(letters_app, "show")
 def letters_show(
     domain: Domain, id: Annotated[str, typer.Argument(help="a dead letter's id or TOPIC/PARTITION/OFFSET")]
 ) -> None:
-    """One dead letter with its original bytes (as text where they are text, and in base64)."""
-    from ops.reading import dead_letters
+    """One dead letter with its original bytes (as text where they are text, and in base64) and its history."""
+    from ops import dead_letters
 
-    for row in dead_letters(_bootstrap(), domain, with_value=True):
-        if id in (row["id"], row["place"]):
+    found = dead_letters.read(_bootstrap(), domain)
+    for history in found:
+        if id in (history.letter.id, history.letter.place):
+            is_past = _passed(domain, found)
+            row = dead_letters.told(history, is_past, with_value=True)
+            line = [dead_letters.told(each, is_past) for each in dead_letters.chain(found, history)]
+            row["history"] = [{k: each[k] for k in ("id", "at", "cause", "place", "state", "redriven")} for each in line]
             _print_json(row)
             return
     raise SetupFailed(f"no dead letter {id!r} in {domain}.dead-letters")
+
+
+@command(letters_app, "redrive")
+def letters_redrive(
+    domain: Domain,
+    file: Annotated[
+        str | None,
+        typer.Argument(help='corrected records as JSONL, {"id": the letter\'s, "value": the event} a line; - reads standard input'),
+    ] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", "--ids", help="a dead letter's id or place; may be repeated, or several with commas")] = None,
+    cause: Annotated[str | None, typer.Option(help="all of this cause")] = None,
+    since: Annotated[str | None, typer.Option(help="all written at or after this time (RFC 3339)")] = None,
+    edit: Annotated[bool, typer.Option("--edit", help="open $VISUAL or $EDITOR on each record first")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be put back, and what would be refused again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters' records back into their topics, exactly once, as they were or corrected.
+
+    Options narrow each other down. What was corrected must fit its contract. A letter is redriven once; when its record
+    dies again, that is a new letter. Exit code 1 when anything is refused.
+    """
+    import shutil
+    import tempfile
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from ops import dead_letters
+
+    named = [name for given in ids or [] for name in given.split(",") if name]
+    if file is not None and (named or cause or since or edit):
+        raise SetupFailed("a file of corrected records names its letters itself: leave --id, --cause, --since and --edit out")
+    if file is None and not (named or cause or since or dry_run):
+        raise SetupFailed("expected --id, --cause or --since, or corrected records; --dry-run alone shows all")
+    corrected: dict[str, bytes] | None = None
+    found = dead_letters.read(_bootstrap(), domain)
+    if file is not None:
+        try:
+            lines = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).splitlines()
+        except OSError as error:
+            raise SetupFailed(f"cannot read {file!r}: {error.strerror}") from None
+        given = dead_letters.corrected_lines(lines)
+        chosen = dead_letters.choose(found, ids=given) if given else []
+        corrected = {h.letter.id: given.get(h.letter.id) or given[h.letter.place] for h in chosen}
+    else:
+        chosen = dead_letters.choose(found, ids=named, cause=cause, since=since)
+    folder = Path(tempfile.mkdtemp(prefix="flyball-redrive-")) if edit else None
+    if folder is not None:
+        corrected = {}
+        for letter in (history.letter for history in chosen if history.redriven is None):
+            err.print(f"{letter.place}: {letter.data.cause}: {letter.data.message}", markup=False, highlight=False)
+            corrected[letter.id] = dead_letters.edit(letter, folder / f"{letter.id}.json")
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
+        task = bar.add_task("putting back")
+        results = dead_letters.redrive(
+            _bootstrap(), domain, chosen, corrected=corrected, is_dry=dry_run, now_ms=_now_ms(),
+            on_progress=lambda n: bar.update(task, description=f"put back: {n} of {len(chosen)}"),
+        )  # fmt: skip
+    refused = sum(result.what == "refused" for result in results)
+    if folder is not None and not refused:
+        shutil.rmtree(folder)
+    if as_json:
+        _print_json([result.told() for result in results])
+    else:
+        for result in results:
+            out.print(f"{result.letter_id} {result.what.replace('_', ' ')}", result.place or "", result.why, markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{sum(r.what == 'redriven' for r in results)} of {len(results)} redriven")
+    if refused:
+        kept = f"; what the editor left is in {folder}" if folder is not None else ""
+        raise SetupFailed(f"{refused} of {len(results)} refused{kept}")
 
 
 # ------------------------------------------------------------------------------------ contracts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import confluent_kafka
@@ -15,6 +16,8 @@ from contracts.errors import BrokerUnavailable
 from contracts.topics import MAX_RECORD_BYTES, TOPICS
 
 _PATIENCE_S = 30.0
+# So few records behind may be markers of transactions only, which no reader's committed offset passes.
+_FEW = 200
 # Records handed over at once by the bulk reader: few enough to be warm in the cache when they are parsed.
 _BATCH = 500
 
@@ -219,6 +222,88 @@ class BulkReader:
         self._reader.close()
 
 
+class TransactionalWriter:
+    """Writes records to several topics together, or none of them. One at a time for each `transactional_id`.
+
+    Making one ends what another of that id has begun (a commit under way is completed, all else undone) and fences
+    it: it can write no more. With confluent-kafka, whose calls all end. A transaction whose process is gone is
+    undone after 15 s, until when readers of committed records wait before it. Raises BrokerUnavailable.
+    """
+
+    def __init__(self, bootstrap_servers: str, transactional_id: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._acknowledged: list[tuple[int, int] | None] = []
+        self._error: confluent_kafka.KafkaError | None = None
+        self._writer = confluent_kafka.Producer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": 15_000,
+                "message.max.bytes": MAX_RECORD_BYTES,
+                "partitioner": "murmur2_random",  # as the other clients
+                "linger.ms": 5,
+                "log_level": 0,
+            }
+        )
+        with self._told():
+            self._writer.init_transactions(_PATIENCE_S)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is sent inside is committed at its end, and undone when it raises."""
+        with self._told():
+            self._writer.begin_transaction()
+            try:
+                yield
+                self._writer.commit_transaction(_PATIENCE_S)
+            except BaseException as error:
+                if not isinstance(error, confluent_kafka.KafkaException) or not error.args[0].fatal():
+                    self._writer.abort_transaction(_PATIENCE_S)
+                raise
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, *, partition: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Hand over one record; `flush` tells where it lies."""
+        place = len(self._acknowledged)
+        self._acknowledged.append(None)
+
+        def delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
+            if error is not None:
+                self._error = error
+            else:
+                self._acknowledged[place] = int(message.partition() or 0), int(message.offset() or 0)
+
+        self._writer.produce(
+            topic, key=key, value=value, headers=list((headers or {}).items()), on_delivery=delivered,
+            partition=-1 if partition is None else partition,
+        )  # fmt: skip
+
+    def flush(self) -> list[tuple[int, int]]:
+        """Partition and offset of each record sent since the last flush, in order, once all are acknowledged."""
+        left = self._writer.flush(_PATIENCE_S)
+        sent, self._acknowledged, error, self._error = self._acknowledged, [], self._error, None
+        if error is not None:
+            raise confluent_kafka.KafkaException(error)
+        if left or None in sent:
+            raise BrokerUnavailable(f"{self._bootstrap_servers} did not acknowledge within {_PATIENCE_S:.0f} s")
+        return [where for where in sent if where is not None]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except confluent_kafka.KafkaException as error:
+            cause = error.args[0]
+            if cause.code() in (confluent_kafka.KafkaError._FENCED, confluent_kafka.KafkaError.INVALID_PRODUCER_EPOCH):
+                raise BrokerUnavailable("another process of the same kind has taken over; what it has not done, do again") from None
+            raise BrokerUnavailable(f"the broker at {self._bootstrap_servers} did not take the records: {cause}") from None
+
+    def close(self) -> None:
+        self._writer.flush(0)
+
+
 def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
@@ -252,6 +337,7 @@ class LagReader:
         self._readers = {name: READERS[name] for name in (*jobs, "actuator")}
         self._admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
         self._reader = consumer(bootstrap_servers)
+        self._read_through: dict[TopicPartition, tuple[int, int]] = {}
 
     def lags(self) -> dict[str, int]:
         found = {}
@@ -261,14 +347,38 @@ class LagReader:
             group = f"{self._domain}-{reader}"
             committed = self._admin.list_group_offsets(group).get(group, {})
             found[reader] = sum(
-                max(0, end - (committed[place].offset if place in committed else 0))
+                self._behind(place, max(0, committed[place].offset) if place in committed else 0, end)
                 for place, end in ends.items()
             )
         return found
 
+    def _behind(self, place: TopicPartition, committed: int, end: int) -> int:
+        """Records from `committed` to `end`; 0 where only markers of transactions are left, which Flink does not pass."""
+        behind = max(0, end - committed)
+        if not 0 < behind <= _FEW:
+            return behind
+        if self._read_through.get(place) == (committed, end):
+            return 0
+        self._reader.assign([place])
+        self._reader.seek(place, committed)
+        while self._reader.position(place) < end:
+            if any(record.offset < end for record in poll(self._reader, timeout_ms=100)):
+                return behind
+        self._read_through[place] = committed, end
+        return 0
+
     def close(self) -> None:
         self._admin.close()
         self._reader.close()
+
+
+def committed(bootstrap_servers: str, group: str) -> dict[TopicPartition, int]:
+    """Where the consumer group would go on reading, for each partition it has committed."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        return {place: at.offset for place, at in admin.list_group_offsets(group).get(group, {}).items()}
+    finally:
+        admin.close()
 
 
 def existing_topics(bootstrap_servers: str) -> set[str]:

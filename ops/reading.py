@@ -1,8 +1,7 @@
-"""Topics for people and programs: JSONL of a topic, dead letters decoded."""
+"""Topics for people and programs: JSONL of a topic."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -60,34 +59,3 @@ def records(
                 return
     finally:
         reader.close()
-
-
-def dead_letters(
-    bootstrap_servers: str, domain: str, *, with_value: bool = False
-) -> list[dict[str, Any]]:
-    """Every dead letter: id, cause, message, stage, place, bytes; `with_value`: the original too."""
-    rows = []
-    for record in kafka.read_all(bootstrap_servers, [topic_row("dead-letters").of(domain)]):
-        event = _json_or_text(record.value)
-        if not isinstance(event, dict) or not isinstance(event.get("data"), dict):
-            continue
-        data = event["data"]
-        encoded = data.get("value_base64")
-        value = None if encoded is None else base64.b64decode(encoded)
-        row = {
-            "id": event.get("id"),
-            "cause": data.get("cause"),
-            "message": data.get("message"),
-            "stage": data.get("stage"),
-            "topic": data.get("topic"),
-            "partition": data.get("partition"),
-            "offset": data.get("offset"),
-            "place": f"{data.get('topic')}/{data.get('partition')}/{data.get('offset')}",
-            "bytes": None if value is None else len(value),
-        }
-        if with_value:
-            row["value"] = None if value is None else value.decode("utf-8", errors="replace")
-            row["value_base64"] = encoded
-            row["key_base64"] = data.get("key_base64")
-        rows.append(row)
-    return rows

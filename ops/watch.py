@@ -12,6 +12,7 @@ from typing import IO, Any
 import orjson
 from kafka import TopicPartition
 
+from contracts.dead_letter import Redriven
 from contracts.decision import Decision
 from contracts.envelope import parse_time_ms
 from contracts.fact import ClockTicked
@@ -186,6 +187,8 @@ class Watch(threading.Thread):
                     del self._fact_ms[next(iter(self._fact_ms))]
                 self._fact_ms[fact_id] = record.appended_ms
         elif kind == "dead-letters":
+            if event.get("type") == Redriven.event_type:
+                return
             seen.dead_letters += 1
             seen.causes[str(data.get("cause"))] += 1
         elif kind == "outcomes":

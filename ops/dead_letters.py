@@ -1,0 +1,471 @@
+"""Dead letters: what was refused and why, what was put back, and how that ended.
+
+A record is put back in one Kafka transaction with a `flyball.redriven` event under its letter's key, by a producer of
+one transactional id a domain, which reads what was redriven only after it has fenced whoever had that id before. So
+a record is put back once, also when a command is killed anywhere, or two run at a time. Where it was put says how it
+ended: a dead letter about that place continues the history, and readers that are past it without one have accepted it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import ValidationError
+
+from contracts.dead_letter import Cause, DeadLetter, Redriven
+from contracts.domain import load_domain
+from contracts.envelope import derive_id, parse_json, parse_time_ms, schema_urn
+from contracts.errors import BadInput, SetupFailed
+from contracts.topics import MAX_FACT_BYTES, TOPICS, topic
+from jobs.settings import load_settings
+from ops import kafka
+from udfs.serde import MAX_KEPT_BYTES, MAX_KEPT_KEY_BYTES, FactReader, write_event
+
+STAGE = "redrive"
+# What the record that was put back carries: the letter it comes from, and how often it was put back by then.
+LETTER_HEADER, ATTEMPT_HEADER = "flyball-dead-letter", "flyball-attempt"
+# One transaction holds at most so many records; readers of the topics wait until it ends.
+_BATCH = 50
+_PUBLISH_ANEW = "publish it anew, which checks it: './flyball {} publish'"
+# Why a topic's records are not put back. What is not here and not in PUT_BACK only its own writer may write.
+_NEVER: Mapping[str, str] = {
+    "commands": "only govern writes commands, and this one's outcome is told: propose it anew, or './flyball override'",
+    "policies": _PUBLISH_ANEW.format("policy"),
+    "models": _PUBLISH_ANEW.format("model"),
+    "prompts": _PUBLISH_ANEW.format("prompt"),
+    "exchanges": "it is a model's reply: its agent has asked again or fallen back",
+}
+PUT_BACK = ("facts", "outcomes", "situations", "proposals", "approvals")
+State = Literal["dead", "redriven", "accepted", "dead_again"]
+Mark = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter as read. `at` is when it was written."""
+
+    id: str
+    at: str
+    data: DeadLetter
+
+    @property
+    def place(self) -> str:
+        return f"{self.data.topic}/{self.data.partition}/{self.data.offset}"
+
+    @cached_property
+    def key(self) -> bytes | None:
+        return None if self.data.key_base64 is None else base64.b64decode(self.data.key_base64)
+
+    @cached_property
+    def value(self) -> bytes | None:
+        return None if self.data.value_base64 is None else base64.b64decode(self.data.value_base64)
+
+    @property
+    def mark(self) -> Mark:
+        """What is put back once: the record at its place. (A file's line may have had other bytes before.)"""
+        return self.place, _sha256(self.value)
+
+
+@dataclass(frozen=True)
+class History:
+    """A letter, where its record was put, and the letters before and after it about the same record."""
+
+    letter: Letter
+    attempt: int = 0
+    before: str | None = None
+    redriven: Redriven | None = None
+    redriven_at: str | None = None
+    after: str | None = None
+
+    def state(self, passed: Callable[[Redriven], bool]) -> State:
+        if self.redriven is None:
+            return "dead"
+        if self.after is not None:
+            return "dead_again"
+        return "accepted" if passed(self.redriven) else "redriven"
+
+
+@dataclass(frozen=True)
+class Put:
+    """A record to be put back; `letter` is the one it comes from, `attempt` counts from 1."""
+
+    letter: Letter
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    is_edited: bool
+    attempt: int
+
+    @property
+    def partition(self) -> int | None:
+        """The one it was in; by its key (None) where that is another one now."""
+        return self.letter.data.partition if self.topic == self.letter.data.topic and self.key == self.letter.key else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one letter: `redriven`, `would_redrive`, `skipped` (it was before) or `refused`, and why."""
+
+    letter_id: str
+    what: Literal["redriven", "would_redrive", "skipped", "refused"]
+    why: str = ""
+    place: str | None = None
+    attempt: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        return {"id": self.letter_id, "result": self.what, "why": self.why, "place": self.place, "attempt": self.attempt}
+
+
+def _sha256(value: bytes | None) -> str:
+    return hashlib.sha256(value or b"").hexdigest()
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def histories(values: Iterable[bytes | None]) -> list[History]:
+    """The letters of a dead-letters topic in its order, each once, with what became of them. Others are left out."""
+    letters: dict[tuple[str, Mark], Letter] = {}
+    marks: dict[Mark, tuple[Redriven, str, str]] = {}
+    for value in values:
+        try:
+            event = orjson.loads(value or b"")
+            data = orjson.dumps(event["data"])
+            if event["type"] == Redriven.event_type:
+                redriven = Redriven.model_validate_json(data)
+                marks[(event["subject"], redriven.refused_sha256)] = redriven, event["time"], event["causationid"]
+            elif event["type"] == DeadLetter.event_type:
+                letter = Letter(event["id"], event["time"], DeadLetter.model_validate_json(data))
+                letters.setdefault((letter.id, letter.mark), letter)
+        except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError):
+            continue
+    put_at = {f"{put.topic}/{put.partition}/{put.offset}": (cause, put.attempt) for put, _, cause in marks.values()}
+    died_at: dict[str, str] = {}
+    for letter in letters.values():
+        died_at.setdefault(letter.place, letter.id)
+    found = []
+    for letter in letters.values():
+        before, attempt = put_at.get(letter.place, (None, 0))
+        history = History(letter, attempt, before)
+        if letter.mark in marks:
+            redriven, at, _ = marks[letter.mark]
+            after = died_at.get(f"{redriven.topic}/{redriven.partition}/{redriven.offset}")
+            history = replace(history, redriven=redriven, redriven_at=at, after=after)
+        found.append(history)
+    return found
+
+
+def read(bootstrap_servers: str, domain: str) -> list[History]:
+    """Every dead letter of the domain (committed records)."""
+    records = kafka.read_all(bootstrap_servers, [topic("dead-letters").of(domain)])
+    return histories(record.value for record in records)
+
+
+def passed(bootstrap_servers: str, domain: str, jobs: Collection[str]) -> Callable[[Redriven], bool]:
+    """Whether every reader of a topic (of `jobs`, and the actuator) has committed past a record put there."""
+    found: dict[str, dict[Any, int]] = {}
+
+    def is_past(put: Redriven) -> bool:
+        name = put.topic.removeprefix(f"{domain}.")
+        readers = [reader for reader, topics in kafka.READERS.items() if name in topics and reader in {*jobs, "actuator"}]
+        for reader in readers:
+            if reader not in found:
+                found[reader] = kafka.committed(bootstrap_servers, f"{domain}-{reader}")
+            if found[reader].get((put.topic, put.partition), 0) <= put.offset:
+                return False
+        return True
+
+    return is_past
+
+
+def told(history: History, is_past: Callable[[Redriven], bool], *, with_value: bool = False) -> dict[str, Any]:
+    """One letter for people and programs; `with_value`: with the original record too."""
+    letter, data, redriven = history.letter, history.letter.data, history.redriven
+    row: dict[str, Any] = {
+        "id": letter.id,
+        "at": letter.at,
+        "cause": data.cause.value,
+        "message": data.message,
+        "stage": data.stage,
+        "topic": data.topic,
+        "partition": data.partition,
+        "offset": data.offset,
+        "place": letter.place,
+        "bytes": None if letter.value is None else len(letter.value),
+        "state": history.state(is_past),
+        "attempt": history.attempt,
+        "before": history.before,
+        "after": history.after,
+        "redriven": None
+        if redriven is None
+        else {
+            "at": history.redriven_at,
+            "place": f"{redriven.topic}/{redriven.partition}/{redriven.offset}",
+            "attempt": redriven.attempt,
+            "is_edited": redriven.is_edited,
+        },
+    }
+    if with_value:
+        row["attempts"] = [attempt.model_dump() for attempt in data.attempts]
+        row["value"] = None if letter.value is None else letter.value.decode("utf-8", errors="replace")
+        row["value_base64"] = data.value_base64
+        row["key_base64"] = data.key_base64
+    return row
+
+
+# ------------------------------------------------------------------------------------- choosing
+
+
+def choose(
+    found: Sequence[History], *, ids: Collection[str] = (), cause: str | None = None, since: str | None = None
+) -> list[History]:
+    """The letters meant: by id or place, cause, and when they were written (RFC 3339, included); none: all.
+
+    Raises SetupFailed for an id that is none.
+    """
+    if cause is not None and cause not in list(Cause):
+        raise SetupFailed(f"--cause: expected one of {', '.join(Cause)}; came {cause!r}")
+    known = {name for history in found for name in (history.letter.id, history.letter.place)}
+    if unknown := [name for name in ids if name not in known]:
+        raise SetupFailed(f"no dead letter {unknown[0]!r}: './flyball dead-letters list' tells them")
+    try:
+        since_ms = None if since is None else parse_time_ms(since)
+    except ValueError as error:
+        raise SetupFailed(f"--since: {error}") from None
+    return [
+        history
+        for history in found
+        if (not ids or history.letter.id in ids or history.letter.place in ids)
+        and (cause is None or history.letter.data.cause == cause)
+        and (since_ms is None or parse_time_ms(history.letter.at) >= since_ms)
+    ]
+
+
+def corrected_lines(lines: Iterable[bytes]) -> dict[str, bytes]:
+    """Letter's id (or place) -> corrected record, from JSONL of `{"id", "value"}`; other members are ignored.
+
+    `value` is the event, or its text: what `dead-letters show` prints, corrected. Raises SetupFailed.
+    """
+    found: dict[str, bytes] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            given = orjson.loads(line)
+            name, value = given["id"], given["value"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            expected = '{"id": "<of the dead letter>", "value": {<the corrected event>}}'
+            raise SetupFailed(f"line {number}: expected {expected}, came {error!r}") from None
+        found[str(name)] = value.encode() if isinstance(value, str) else orjson.dumps(value)
+    return found
+
+
+def edit(letter: Letter, path: Path) -> bytes:
+    """The record as the editor ($VISUAL, $EDITOR, otherwise vi) leaves it in the file `path`; JSON is shown indented.
+
+    Raises SetupFailed when the editor does not run or fails.
+    """
+    original = letter.value or b""
+    try:
+        shown = orjson.dumps(parse_json(original), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    except (BadInput, TypeError):
+        shown = original
+    path.write_bytes(shown)
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+    except OSError as error:
+        raise SetupFailed(f"cannot run the editor {editor!r} ($VISUAL, $EDITOR): {error.strerror}") from None
+    if code:
+        raise SetupFailed(f"the editor {editor!r} ended with exit code {code}; nothing was put back")
+    came = path.read_bytes()
+    return original if came == shown else came.strip()
+
+
+# --------------------------------------------------------------------------------------- judging
+
+Judge = Callable[[bytes | None, bytes | None], object]
+
+
+def judges(domain: str, now_ms: int) -> dict[str, Judge]:
+    """Topic -> what raises BadInput for a record (key, value) that its readers would refuse."""
+    from udfs.agents.core import Agents
+    from udfs.policy.reading import Reader
+
+    contract = load_domain(domain)
+    reader = FactReader(contract, max_ahead_ms=load_settings(domain).max_ahead_s * 1000)
+
+    def fact(key: bytes | None, value: bytes | None) -> object:
+        return reader.read(key, value, now_ms)
+
+    return {
+        "facts": fact, "outcomes": fact, "situations": Agents(contract, ()).read, "proposals": Reader(contract).proposal,
+    }  # fmt: skip
+
+
+def plan(
+    domain: str, history: History, corrected: bytes | None, judge: Mapping[str, Judge]
+) -> Put:
+    """What is to be put back for a letter: its record as it was, or `corrected`. Raises BadInput or SetupFailed with why not."""
+    letter = history.letter
+    name = letter.data.topic.removeprefix(f"{domain}.")
+    is_line = letter.data.topic not in {row.of(domain) for row in TOPICS}
+    if is_line:
+        name = "facts"
+    if name not in PUT_BACK:
+        raise SetupFailed(_NEVER.get(name, f"only its own writer writes to {domain}.{name}"))
+    if corrected is None:
+        if is_line:
+            raise SetupFailed("a line of a file is no event: give the event with --edit or '-', or emit the corrected file")
+        if len(letter.value or b"") >= MAX_KEPT_BYTES or len(letter.key or b"") >= MAX_KEPT_KEY_BYTES:
+            raise SetupFailed("only its first bytes were kept")
+        return Put(letter, topic(name).of(domain), letter.key, letter.value, False, history.attempt + 1)
+    if name not in judge:
+        raise SetupFailed(f"a record of {domain}.{name} is signed: it is put back as it was, or not at all")
+    if len(corrected) > MAX_FACT_BYTES:
+        raise SetupFailed(f"expected at most {MAX_FACT_BYTES} bytes, came {len(corrected)}")
+    event = parse_json(corrected)
+    subject = event.get("subject") if isinstance(event, dict) else None
+    key = subject.encode() if isinstance(subject, str) else letter.key
+    value = orjson.dumps(event)
+    judge[name](key, value)
+    return Put(letter, topic(name).of(domain), key, value, True, history.attempt + 1)
+
+
+# ------------------------------------------------------------------------------------ putting back
+
+
+def redrive(
+    bootstrap_servers: str, domain: str, chosen: Sequence[History], *, corrected: Mapping[str, bytes] | None = None,
+    is_dry: bool = False, now_ms: int, writer: kafka.TransactionalWriter | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> list[Result]:  # fmt: skip
+    """Put the records of the chosen letters back; what came of each, in their order.
+
+    `corrected`: letter id -> record, for every chosen letter; None: as they were. Raises BrokerUnavailable, also when
+    another redrive of the domain has taken over; then what this one has not committed is not there.
+    """
+    judge = judges(domain, now_ms) if corrected is not None or is_dry else {}
+    results: dict[str, Result] = {}
+    todo: list[Put] = []
+    for history in chosen:
+        name = history.letter.id
+        if history.redriven is not None:
+            results[name] = _skipped(name, history.redriven)
+            continue
+        given = None if corrected is None else corrected[name]
+        if given is not None and given == (history.letter.value or b""):
+            results[name] = Result(name, "skipped", "it was not changed")
+            continue
+        try:
+            put = plan(domain, history, given, judge)
+        except (BadInput, SetupFailed) as error:
+            why = f"{error.code}: {error}" if isinstance(error, BadInput) else str(error)
+            results[name] = Result(name, "refused", why)
+            continue
+        if is_dry:
+            results[name] = Result(name, "would_redrive", _foreseen(put, domain, judge), attempt=put.attempt)
+        else:
+            todo.append(put)
+    if todo:
+        writer = writer or kafka.TransactionalWriter(bootstrap_servers, f"{domain}-{STAGE}")
+        try:
+            for result in _put_back(bootstrap_servers, domain, todo, writer, now_ms):
+                results[result.letter_id] = result
+                on_progress(len(results))
+        finally:
+            writer.close()
+    return [results[history.letter.id] for history in chosen]
+
+
+def _skipped(letter_id: str, before: Redriven) -> Result:
+    place = f"{before.topic}/{before.partition}/{before.offset}"
+    return Result(letter_id, "skipped", f"redriven before, to {place}", place, before.attempt)
+
+
+def _foreseen(put: Put, domain: str, judge: Mapping[str, Judge]) -> str:
+    """Why its reader would refuse the record again, as far as that can be told without it."""
+    reads = judge.get(put.topic.removeprefix(f"{domain}."))
+    try:
+        if reads is not None:
+            reads(put.key, put.value)
+    except BadInput as error:
+        return f"it would be refused again: {error.code}: {error}"
+    return ""
+
+
+def _put_back(
+    bootstrap_servers: str, domain: str, todo: Sequence[Put], writer: kafka.TransactionalWriter, now_ms: int
+) -> Iterator[Result]:
+    """In transactions of records with their marks; `writer` has fenced every other, so the marks read here are all."""
+    done = {h.letter.mark: h.redriven for h in read(bootstrap_servers, domain) if h.redriven is not None}
+    for start in range(0, len(todo), _BATCH):
+        batch: dict[Mark, Put] = {}
+        for put in todo[start : start + _BATCH]:
+            mark = put.letter.mark
+            if mark in done:
+                yield _skipped(put.letter.id, done[mark])
+            elif mark in batch:
+                yield Result(put.letter.id, "skipped", f"the same record as of {batch[mark].letter.id}")
+            else:
+                batch[mark] = put
+        if not batch:
+            continue
+        with writer.transaction():
+            for put in batch.values():
+                headers = {LETTER_HEADER: put.letter.id, ATTEMPT_HEADER: str(put.attempt)}
+                writer.send(put.topic, put.key, put.value, partition=put.partition, headers=headers)
+            places = writer.flush()
+            for put, (partition, offset) in zip(batch.values(), places, strict=True):
+                done[put.letter.mark] = redriven = Redriven(
+                    refused_sha256=_sha256(put.letter.value), attempt=put.attempt, is_edited=put.is_edited,
+                    topic=put.topic, partition=partition, offset=offset, sha256=_sha256(put.value),
+                )  # fmt: skip
+                writer.send(
+                    topic("dead-letters").of(domain), put.letter.place.encode(),
+                    _event(domain, put.letter, redriven, now_ms),
+                )  # fmt: skip
+            writer.flush()
+        for mark, put in batch.items():
+            at = done[mark]
+            yield Result(put.letter.id, "redriven", "", f"{at.topic}/{at.partition}/{at.offset}", at.attempt)
+
+
+def _event(domain: str, letter: Letter, redriven: Redriven, now_ms: int) -> bytes:
+    return write_event(
+        event_id=derive_id("/".join(letter.mark), STAGE, "redriven"),
+        source=f"/flyball/{domain}/{STAGE}",
+        event_type=Redriven.event_type,
+        subject=letter.place,
+        time_ms=now_ms,
+        dataschema=schema_urn(domain, Redriven.event_type),
+        causation_id=letter.id,
+        data=redriven.model_dump(),
+    )
+
+
+def chain(found: Sequence[History], history: History) -> list[History]:
+    """Every letter about the same record, the first to the last."""
+    by_id = {each.letter.id: each for each in found}
+    ahead: dict[str, list[History]] = defaultdict(list)
+    for each in found:
+        if each.before is not None:
+            ahead[each.before].append(each)
+    first = history
+    while first.before is not None and first.before in by_id:
+        first = by_id[first.before]
+    line = [first]
+    for each in line:
+        line.extend(ahead[each.letter.id])
+    return line

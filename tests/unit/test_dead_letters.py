@@ -1,0 +1,236 @@
+"""Dead letters without a broker: which became what, which may be put back, and as what."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from contracts.dead_letter import Redriven
+from contracts.envelope import parse_time_ms
+from contracts.errors import BadInput, SetupFailed
+from ops import dead_letters
+from ops.dead_letters import History, choose, corrected_lines, edit, histories, judges, plan
+from udfs.serde import MAX_KEPT_BYTES, dead_letter, write_event
+
+NOW_MS = parse_time_ms("2026-01-01T12:00:00Z")
+GOOD: dict[str, Any] = {
+    "specversion": "1.0", "id": "f-1", "source": "/test", "type": "machine.temperature_measured", "subject": "m-1",
+    "time": "2014-04-01T00:00:00Z", "data": {"temperature": 20.5},
+}  # fmt: skip
+
+
+def a_letter(
+    offset: int = 0, *, topic: str = "machines.facts", value: bytes | None = b"{nope", key: bytes | None = b"m-1",
+    stage: str = "context", cause: str = "not_json", at_ms: int = NOW_MS,
+) -> bytes:  # fmt: skip
+    return dead_letter(
+        domain="machines", stage=stage, cause=cause, message="m", topic=topic, partition=0, offset=offset, key=key,
+        value=value, now_ms=at_ms,
+    )[1]  # fmt: skip
+
+
+def a_mark(letter: bytes, offset: int, *, attempt: int = 1) -> bytes:
+    """The record of `letter` was put back at `offset`."""
+    (history,) = histories([letter])
+    return write_event(
+        event_id=f"r-{offset}", source="/test", event_type=Redriven.event_type, subject=history.letter.place,
+        time_ms=NOW_MS, dataschema="urn:x", causation_id=history.letter.id,
+        data={
+            "refused_sha256": history.letter.mark[1], "attempt": attempt, "is_edited": False, "topic": "machines.facts",
+            "partition": 0, "offset": offset, "sha256": "0" * 64,
+        },
+    )  # fmt: skip
+
+
+def states(found: list[History], *, read_until: int = 0) -> list[str]:
+    return [history.state(lambda put: put.offset < read_until) for history in found]
+
+
+def planned(letter: bytes, corrected: bytes | None = None) -> dead_letters.Put:
+    (history,) = histories([letter])
+    return plan("machines", history, corrected, judges("machines", NOW_MS))
+
+
+def test_a_letter_is_dead_when_nothing_was_put_back() -> None:
+    assert states(histories([a_letter()])) == ["dead"]
+
+
+def test_a_letter_is_accepted_when_its_readers_have_passed_the_record_and_no_letter_came() -> None:
+    found = histories([a_letter(), a_mark(a_letter(), 7)])
+    assert states(found, read_until=7) == ["redriven"]
+    assert states(found, read_until=8) == ["accepted"]
+
+
+def test_a_letter_died_again_and_history_goes_on_when_there_is_one_about_where_it_was_put() -> None:
+    second, third = a_letter(7), a_letter(9)
+    found = histories([a_letter(), a_mark(a_letter(), 7), second, a_mark(second, 9, attempt=2), third])
+    assert states(found, read_until=100) == ["dead_again", "dead_again", "dead"]
+    first_id, second_id, third_id = (history.letter.id for history in found)
+    assert [history.before for history in found] == [None, first_id, second_id]
+    assert [history.after for history in found] == [second_id, third_id, None]
+    assert [history.attempt for history in found] == [0, 1, 2]
+    for history in found:
+        assert [each.letter.id for each in dead_letters.chain(found, history)] == [first_id, second_id, third_id]
+
+
+def test_a_letter_is_listed_once_when_a_restarted_job_wrote_it_again() -> None:
+    assert len(histories([a_letter(), a_letter()])) == 1
+
+
+def test_both_letters_are_redriven_when_two_stages_refused_one_record_and_one_is() -> None:
+    refused = [a_letter(stage=stage, topic="machines.situations") for stage in ("propose", "reason")]
+    found = histories([*refused, a_mark(refused[0], 7)])
+    assert states(found) == ["redriven", "redriven"]
+
+
+def test_another_line_of_a_file_is_not_redriven_when_one_of_the_same_number_was() -> None:
+    one, other = (a_letter(topic="stdin", value=value, stage="player") for value in (b"1,2", b"3,4"))
+    assert states(histories([one, a_mark(one, 7), other])) == ["redriven", "dead"]
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"{}", b'{"type":"flyball.dead_letter","data":{}}'])
+def test_what_is_no_letter_is_left_out_when_letters_are_read(value: bytes | None) -> None:
+    assert len(histories([value, a_letter()])) == 1
+
+
+def test_letters_are_chosen_by_id_place_cause_and_time_when_asked_for() -> None:
+    found = histories([a_letter(0), a_letter(1, cause="empty"), a_letter(2, at_ms=NOW_MS + 1000)])
+    first, second, third = found
+    assert choose(found) == found
+    assert choose(found, ids=[second.letter.id, "machines.facts/0/2"]) == [second, third]
+    assert choose(found, cause="not_json") == [first, third]
+    assert choose(found, since="2026-01-01T12:00:01Z") == [third]
+    assert choose(found, cause="empty", since="2026-01-01T12:00:01Z") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"ids": ["no-such"]}, "no dead letter 'no-such'"), ({"cause": "bad"}, "expected one of empty"), ({"since": "now"}, "--since")],
+)
+def test_a_choice_is_refused_with_what_was_expected_when_it_names_nothing(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(SetupFailed, match=told):
+        choose(histories([a_letter()]), **options)
+
+
+def test_the_same_bytes_go_to_the_same_partition_when_a_record_is_put_back_as_it_was() -> None:
+    put = planned(a_letter(value=b"\xff\x00", key=None))
+    assert (put.topic, put.key, put.value, put.partition) == ("machines.facts", None, b"\xff\x00", 0)
+    assert (put.is_edited, put.attempt) == (False, 1)
+
+
+def test_a_corrected_record_is_keyed_by_its_subject_and_compact_when_it_fits_its_contract() -> None:
+    put = planned(a_letter(key=b"wrong"), orjson.dumps(GOOD, option=orjson.OPT_INDENT_2))
+    assert (put.key, put.value, put.partition) == (b"m-1", orjson.dumps(GOOD), None)
+    assert put.is_edited
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"data": {"temperature": "hot"}}, "data_invalid"),
+        ({"type": "machine.exploded"}, "unknown_type"),
+        ({"time": "2999-01-01T00:00:00Z"}, "time_ahead"),
+        ({"subject": None}, "envelope_invalid"),
+    ],
+)
+def test_a_corrected_record_is_refused_with_its_cause_when_it_does_not_fit(changes: dict[str, Any], cause: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        planned(a_letter(), orjson.dumps(GOOD | changes))
+    assert refused.value.code == cause
+
+
+@pytest.mark.parametrize("corrected", [b"{nope", b"", b'{"a":1,"a":2}', b"\xff", b"7"])
+def test_a_corrected_record_is_refused_when_it_is_no_json_event(corrected: bytes) -> None:
+    with pytest.raises(BadInput):
+        planned(a_letter(), corrected)
+
+
+def test_a_corrected_proposal_is_judged_as_one_when_it_is_put_back() -> None:
+    with pytest.raises(BadInput, match="expected 'flyball.proposal'"):
+        planned(a_letter(topic="machines.proposals", stage="govern"), orjson.dumps(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("topic", "told"),
+    [
+        ("commands", "only govern writes commands"),
+        ("policies", "policy publish"),
+        ("models", "model publish"),
+        ("prompts", "prompt publish"),
+        ("exchanges", "a model's reply"),
+        ("limits", "only its own writer"),
+        ("decisions", "only its own writer"),
+    ],
+)
+def test_a_record_is_not_put_back_when_only_its_own_writer_may_write_it(topic: str, told: str) -> None:
+    for corrected in (None, orjson.dumps(GOOD)):
+        with pytest.raises(SetupFailed, match=told):
+            planned(a_letter(topic=f"machines.{topic}"), corrected)
+
+
+def test_a_signed_answer_is_put_back_as_it_was_and_never_changed() -> None:
+    letter = a_letter(topic="machines.approvals", stage="govern", cause="signature_invalid")
+    assert planned(letter).value == b"{nope"
+    with pytest.raises(SetupFailed, match="signed"):
+        planned(letter, orjson.dumps(GOOD))
+
+
+def test_a_line_of_a_file_becomes_a_fact_when_the_event_is_given() -> None:
+    letter = a_letter(12, topic="readings.csv", value=b"yesterday,7", key=None, stage="player", cause="row_invalid")
+    with pytest.raises(SetupFailed, match="no event"):
+        planned(letter)
+    put = planned(letter, orjson.dumps(GOOD))
+    assert (put.topic, put.key, put.partition) == ("machines.facts", b"m-1", None)
+
+
+def test_a_record_is_not_put_back_when_only_its_beginning_was_kept() -> None:
+    with pytest.raises(SetupFailed, match="first bytes"):
+        planned(a_letter(value=b"x" * (MAX_KEPT_BYTES + 1), cause="too_large"))
+
+
+def test_corrected_lines_are_read_when_they_are_events_or_their_texts() -> None:
+    lines = [b'{"id":"a","value":{"x":1},"cause":"y"}', b"", b'{"id":"b","value":"{\\"x\\": 2}"}']
+    assert corrected_lines(lines) == {"a": b'{"x":1}', "b": b'{"x": 2}'}
+
+
+@pytest.mark.parametrize("line", [b"{", b"7", b'{"id":"a"}', b'{"value":{}}'])
+def test_a_corrected_line_is_refused_with_its_number_when_it_is_none(line: bytes) -> None:
+    with pytest.raises(SetupFailed, match='line 2: expected {"id"'):
+        corrected_lines([b'{"id":"a","value":{}}', line])
+
+
+def test_the_editor_gets_json_indented_and_gives_back_what_it_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "replace it.py"
+    script.write_text("import sys, pathlib; f = pathlib.Path(sys.argv[1]); f.write_text(f.read_text().replace('  \"a\": 1', '\"a\": 2'))")
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", f"{sys.executable} '{script}'")
+    (history,) = histories([a_letter(value=b'{"a":1}')])
+    assert orjson.loads(edit(history.letter, tmp_path / "record.json")) == {"a": 2}
+
+
+def test_the_original_bytes_come_back_when_the_editor_changed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUAL", "true")
+    (history,) = histories([a_letter(value=b' {"a": 1}')])
+    assert edit(history.letter, tmp_path / "record.json") == b' {"a": 1}'
+    assert dead_letters.redrive("nowhere", "machines", [history], corrected={history.letter.id: b' {"a": 1}'}, now_ms=0) == [
+        dead_letters.Result(history.letter.id, "skipped", "it was not changed")
+    ]
+
+
+@pytest.mark.parametrize(("editor", "told"), [("false", "exit code 1"), ("/no/such/editor", "cannot run")])
+def test_nothing_is_put_back_when_the_editor_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editor: str, told: str) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    (history,) = histories([a_letter()])
+    with pytest.raises(SetupFailed, match=told):
+        edit(history.letter, tmp_path / "record.json")
+
+
+def test_a_dry_run_tells_which_record_would_be_refused_again_and_writes_nothing() -> None:
+    chosen = histories([a_letter(0), a_letter(1, value=orjson.dumps(GOOD), cause="time_ahead")])
+    bad, good = dead_letters.redrive("nowhere", "machines", chosen, is_dry=True, now_ms=NOW_MS)
+    assert (bad.what, good.what, good.why) == ("would_redrive", "would_redrive", "")
+    assert bad.why.startswith("it would be refused again: not_json")
