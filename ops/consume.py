@@ -257,7 +257,7 @@ class _Partition:
 
 
 class _Moved(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes which partitions went away. It runs on the client's own thread, so it does nothing else.
+    """Notes which partitions went or came. It runs on the client's own thread, so it does nothing else.
 
     Nothing is lost by that: whatever is finished was committed before the poll in which a partition goes.
     """
@@ -269,7 +269,7 @@ class _Moved(ConsumerRebalanceListener):  # type: ignore[misc]
         self.places.extend(revoked)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        pass
+        self.places.extend(assigned)
 
 
 class Commands:
@@ -375,12 +375,15 @@ class Commands:
         return sum(map(len, found.values()))
 
     def _follow_assignment(self) -> None:
-        """Forget partitions that went away, and read of those that came what their last commit says."""
+        """Forget partitions that went or came, and read of those that are there what their last commit says."""
+        assigned = self._reader.assignment()
+        moved = {*self._parts} - assigned
         while self._moved.places:
-            place = self._moved.places.popleft()
+            moved.add(self._moved.places.popleft())
+        for place in moved:
             self._parts.pop(place, None)
             self._committed.pop(place, None)
-        for place in self._reader.assignment() - self._parts.keys():
+        for place in assigned - self._parts.keys():
             committed = self._reader.committed(place, metadata=True)
             if committed is None:
                 self._parts[place] = _Partition()

@@ -89,6 +89,7 @@ class StandInConsumer:
         self._listener.on_partitions_revoked(set(self._places))
         self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
         self._paused.clear()
+        self._listener.on_partitions_assigned(set(self._places))
 
     def committed(self, place: TopicPartition, metadata: bool = False) -> OffsetAndMetadata | None:
         if place not in self._broker.committed:

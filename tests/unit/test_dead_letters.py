@@ -150,7 +150,7 @@ def test_a_corrected_record_is_refused_when_it_is_no_json_event(corrected: bytes
 
 
 def test_a_corrected_proposal_is_judged_as_one_when_it_is_put_back() -> None:
-    with pytest.raises(BadInput, match="expected 'flyball.proposal'"):
+    with pytest.raises(BadInput, match=r"expected 'flyball\.proposal'"):
         planned(a_letter(topic="machines.proposals", stage="govern"), orjson.dumps(GOOD))
 
 
@@ -199,7 +199,7 @@ def test_corrected_lines_are_read_when_they_are_events_or_their_texts() -> None:
 
 @pytest.mark.parametrize("line", [b"{", b"7", b'{"id":"a"}', b'{"value":{}}'])
 def test_a_corrected_line_is_refused_with_its_number_when_it_is_none(line: bytes) -> None:
-    with pytest.raises(SetupFailed, match='line 2: expected {"id"'):
+    with pytest.raises(SetupFailed, match=r'line 2: expected \{"id"'):
         corrected_lines([b'{"id":"a","value":{}}', line])
 
 

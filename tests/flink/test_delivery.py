@@ -1,0 +1,310 @@
+"""Delivery on a real broker: what readers see, the README's consumer, and records put back exactly once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from contracts.envelope import parse_time_ms
+from contracts.errors import BrokerUnavailable
+from ops import dead_letters, flink_jobs, kafka
+from ops.consume import Commands, Memory, Patience
+from ops.home import CHECKOUT, Home
+from ops.world import Done, Order
+from tests.loop import Loop, Said, proposal, reading
+
+START_MS = parse_time_ms("2015-01-01T00:00:00Z")
+# Topics of no domain that is up, so that nobody else consumes them.
+NOBODY = "consumed"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+
+def a_command(command_id: str, subject: str) -> tuple[bytes, bytes]:
+    data = {
+        "event_time": "2015-01-01T00:00:00Z", "command_id": command_id, "action": "activate_cooling",
+        "parameters": {"duration_s": 60}, "agent": "a", "decision_id": "d", "proposal_id": "p", "reason": "",
+    }  # fmt: skip
+    event = {"id": command_id, "type": "flyball.command", "subject": subject, "hops": 0, "data": data}
+    return subject.encode(), orjson.dumps(event)
+
+
+@pytest.fixture(scope="module")
+def broker(instance: Home) -> str:
+    """Its address; it has the topics of NOBODY."""
+    bootstrap = str(instance.read_state()["bootstrap_servers"])
+    kafka.create_topics(bootstrap, NOBODY)
+    return bootstrap
+
+
+@pytest.fixture
+def command(broker: str) -> Iterator[Callable[[str, str], None]]:
+    writer = kafka.producer(broker)
+
+    def send(command_id: str, subject: str) -> None:
+        key, value = a_command(command_id, subject)
+        writer.send(f"{NOBODY}.commands", key=key, value=value).get(timeout=30)
+
+    yield send
+    writer.close()
+
+
+def outcomes(broker: str, prefix: str) -> list[str]:
+    events = [orjson.loads(r.value or b"") for r in kafka.read_all(broker, [f"{NOBODY}.outcomes"])]
+    found = [event["data"]["command_id"] for event in events]
+    return sorted(name for name in found if name.startswith(prefix))
+
+
+# ----------------------------------------------------------------------------------- the setting
+
+
+def has_markers(loop: Loop, name: str) -> bool:
+    """Whether some partition has offsets that no record takes: transactions end in them."""
+    reader = kafka.consumer(loop.bootstrap)
+    ends = reader.end_offsets(kafka.partitions(reader, [f"{loop.domain}.{name}"]))
+    reader.close()
+    loop.wait_for("our own reader", lambda: all(loop.log.positions.get(place, 0) >= end for place, end in ends.items()))
+    return sum(ends.values()) > len(loop.records(name))
+
+
+def test_a_domain_is_delivered_as_its_own_settings_say_when_two_share_a_cluster(machines: Loop, payments: Loop) -> None:
+    assert (machines.settings.delivery, payments.settings.delivery) == ("exactly_once", "at_least_once")
+    cooling, event = proposal("delivered-1", event_ms=START_MS)
+    machines.send("proposals", ("delivered-1", event))
+    review, event = proposal(
+        "delivered-1", event_ms=START_MS, action="review_payment", domain="payments", features={},
+        parameters={"transaction_id": "t", "terminal_id": "w", "amount_minor": 100}, situation_type="payments.payment_assessed",
+    )  # fmt: skip
+    payments.send("proposals", ("delivered-1", event))
+    machines.decision_of(cooling, "delivered-1")
+    payments.decision_of(review, "delivered-1")
+    assert has_markers(machines, "decisions")
+    assert not has_markers(payments, "decisions")
+
+
+# ---------------------------------------------------------------------------------- ops/consume.py
+
+
+def readme_example() -> str:
+    (found,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.S)
+    return str(found)
+
+
+def send_and_undo(broker: str, command_id: str) -> None:
+    """The command stands in the topic, in a transaction that was not committed; raises InterruptedError."""
+    writer = kafka.TransactionalWriter(broker, "test-undone")
+    with writer.transaction():
+        writer.send(f"{NOBODY}.commands", *a_command(command_id, "e-0"))
+        writer.flush()
+        raise InterruptedError
+
+
+def test_the_readme_example_does_each_command_once_when_it_is_stopped_and_started(
+    broker: str, command: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    script = tmp_path / "plant.py"
+    script.write_text(readme_example().replace('"machines"', f'"{NOBODY}"'))
+    with pytest.raises(InterruptedError):
+        send_and_undo(broker, "example-undone")
+    command("example-1", "e-1")
+    command("example-2", "e-2")
+    command("example-1", "e-1")
+
+    def run(*more: str) -> list[str]:
+        """Run it until it has handled as many commands as `more` names and those before; what it printed."""
+        plant = subprocess.Popen(
+            [sys.executable, str(script), broker], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        assert plant.stdout is not None
+        lines = [plant.stdout.readline() for _ in more]
+        plant.send_signal(signal.SIGTERM)
+        lines += plant.stdout.read().splitlines()
+        assert plant.wait(60) == 0
+        return sorted(line.split()[-1] for line in lines)
+
+    assert run("example-1", "example-2") == ["example-1", "example-2"]
+    command("example-3", "e-1")
+    assert run("example-3") == ["example-3"]
+    assert outcomes(broker, "example-") == ["example-1", "example-2", "example-3"]
+
+
+def test_each_command_is_done_once_when_a_second_program_joins_and_the_first_one_leaves(
+    broker: str, command: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """Each on a machine of its own: neither remembers what the other did."""
+    done: dict[str, list[str]] = {"first": [], "second": []}
+    refused: set[str] = set()
+    names = [f"moved-{n}" for n in range(60)]
+
+    def program(name: str) -> Commands:
+        def cool(order: Order) -> Done:
+            if order.command_id.startswith("moved-") and order.subject == "s-3" and order.command_id not in refused:
+                refused.add(order.command_id)
+                raise ConnectionError("once")
+            done[name].append(order.command_id)
+            return Done("succeeded")
+
+        return Commands(
+            NOBODY, {"activate_cooling": cool}, reader=kafka.member(broker, "moving"), writer=kafka.producer(broker, linger_ms=0),
+            memory=Memory(tmp_path / f"{name}.sqlite"), patience=Patience(attempts=3, retry_s=0.5),
+        )  # fmt: skip
+
+    def step_until(programs: list[Commands], is_there: Callable[[], object]) -> None:
+        until = time.monotonic() + 60
+        while not is_there():
+            assert time.monotonic() < until, done
+            for each in programs:
+                each.step()
+
+    def finished(count: int) -> Callable[[], bool]:
+        return lambda: len({*done["first"], *done["second"]} & {*names}) >= count
+
+    for n, name in enumerate(names[:30]):
+        command(name, f"s-{n % 6}")
+    first = program("first")
+    step_until([first], finished(20))
+    second = program("second")
+    for n, name in enumerate(names[30:]):
+        command(name, f"s-{n % 6}")
+    step_until([first, second], lambda: finished(60)() and second._parts)
+    first.close()
+    command("moved-60", "s-0")
+    names.append("moved-60")
+    step_until([second], finished(61))
+    second.close()
+    both = [name for name in done["first"] + done["second"] if name.startswith("moved-")]
+    assert sorted(both) == sorted(names)
+    assert outcomes(broker, "moved-") == sorted(names)
+
+
+# --------------------------------------------------------------------------------------- redrive
+
+
+def letter_about(loop: Loop, place: str) -> dead_letters.History:
+    loop.dead_letter(place)
+    found: list[dead_letters.History] = dead_letters.read(loop.bootstrap, loop.domain)
+    return next(history for history in found if history.letter.place == place)
+
+
+def state_of(loop: Loop, letter_id: str) -> str:
+    is_past = dead_letters.passed(loop.bootstrap, loop.domain, flink_jobs.jobs_of(loop.domain))
+    found = dead_letters.read(loop.bootstrap, loop.domain)
+    return next(history.state(is_past) for history in found if history.letter.id == letter_id)
+
+
+def headers_at(broker: str, place: str) -> dict[str, str]:
+    name, partition, offset = place.rsplit("/", 2)
+    reader = KafkaConsumer(bootstrap_servers=broker, isolation_level="read_committed", metrics_enabled=False)
+    where = TopicPartition(name, int(partition))
+    reader.assign([where])
+    reader.seek(where, int(offset))
+    record = next(iter(reader))
+    reader.close()
+    assert record.offset == int(offset)
+    return {key: value.decode() for key, value in record.headers}
+
+
+def test_a_record_is_put_back_once_and_its_history_goes_on_until_it_is_accepted(
+    machines: Loop, flyball: Callable[..., Said]
+) -> None:
+    subject = "redriven-1"
+    (event,) = machines.encode(reading(subject, START_MS, 33.0))
+    (place,) = machines.send("facts", (subject, event.replace(b"33.0", b'"33.0"')))
+    first = letter_about(machines, place).letter.id
+
+    said = flyball("dead-letters", "redrive", "machines", "--id", first, "--json")
+    (result,) = orjson.loads(said.out)
+    assert (said.code, result["result"], result["attempt"]) == (0, "redriven", 1)
+    assert headers_at(machines.bootstrap, result["place"]) == {"flyball-dead-letter": first, "flyball-attempt": "1"}
+    second = letter_about(machines, result["place"]).letter.id
+    assert state_of(machines, first) == "dead_again"
+
+    wrong, right = (orjson.dumps({"id": second, "value": text.decode()}) for text in (b"{}", event))
+    said = flyball("dead-letters", "redrive", "machines", "-", stdin=wrong)
+    assert (said.code, "envelope_invalid" in said.out) == (1, True)
+    said = flyball("dead-letters", "redrive", "machines", "-", "--json", stdin=right)
+    (result,) = orjson.loads(said.out)
+    assert (said.code, result["result"], result["attempt"]) == (0, "redriven", 2)
+    (situation,) = machines.wait_for("the reading", lambda: machines.situations("reading_scored", subject))
+    assert situation["data"]["temperature"] == 33.0
+    machines.wait_for("the reader past it", lambda: state_of(machines, second) == "accepted")
+    machines.settle()  # a marker behind the last record is no lag
+
+    said = flyball("dead-letters", "redrive", "machines", "--id", f"{first},{second}", "--json")
+    assert (said.code, [row["result"] for row in orjson.loads(said.out)]) == (0, ["skipped", "skipped"])
+    shown = orjson.loads(flyball("dead-letters", "show", "machines", second).out)
+    assert [(each["id"], each["state"]) for each in shown["history"]] == [(first, "dead_again"), (second, "accepted")]
+    assert len(machines.records("facts", subject)) == 3
+
+
+# Kills itself in the middle of a redrive: argv is the broker, the letter's id and where.
+KILLED = """
+import os, signal, sys
+from ops import dead_letters, kafka
+
+broker, letter_id, where = sys.argv[1:]
+writer = kafka.TransactionalWriter(broker, "machines-redrive")
+send, commit, sends = writer.send, writer._writer.commit_transaction, []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(*arguments, **options):
+    sends.append(arguments)
+    if where == "between record and mark" and len(sends) == 2:
+        die()
+    send(*arguments, **options)
+
+class Client:
+    def __getattr__(self, name):
+        return getattr(inner, name)
+    def commit_transaction(self, timeout):
+        if where == "before the commit":
+            die()
+        commit(timeout)
+        die()
+
+inner, writer._writer, writer.send = writer._writer, Client(), counted
+chosen = dead_letters.choose(dead_letters.read(broker, "machines"), ids=[letter_id])
+dead_letters.redrive(broker, "machines", chosen, now_ms=0, writer=writer)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "then"),
+    [("between record and mark", "redriven"), ("before the commit", "redriven"), ("behind the commit", "skipped")],
+)
+def test_a_record_is_put_back_once_when_the_command_is_killed_half_way(machines: Loop, where: str, then: str) -> None:
+    subject = f"killed {where}"
+    (place,) = machines.send("facts", (subject, b"{nope"))
+    history = letter_about(machines, place)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, machines.bootstrap, history.letter.id, where], env=ENVIRONMENT, check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (result,) = dead_letters.redrive(machines.bootstrap, "machines", [history], now_ms=0)
+    assert result.what == then
+    assert result.place is not None
+    machines.dead_letter(result.place)
+    machines.wait_for("the record", lambda: len(machines.records("facts", subject)) == 2)
+    machines.settle()
+    assert len(machines.records("facts", subject)) == 2, "the one that was refused, and that put back"
+
+
+def test_the_first_of_two_redrives_writes_nothing_more_when_the_second_has_begun(machines: Loop) -> None:
+    (place,) = machines.send("facts", ("fenced-1", b"{nope"))
+    history = letter_about(machines, place)
+    slow = kafka.TransactionalWriter(machines.bootstrap, "machines-redrive")
+    (result,) = dead_letters.redrive(machines.bootstrap, "machines", [history], now_ms=0)
+    assert result.what == "redriven"
+    with pytest.raises(BrokerUnavailable, match="another process"):
+        dead_letters.redrive(machines.bootstrap, "machines", [history], now_ms=0, writer=slow)
