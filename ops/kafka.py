@@ -227,7 +227,7 @@ class TransactionalWriter:
 
     Making one ends what another of that id has begun (a commit under way is completed, all else undone) and fences
     it: it can write no more. With confluent-kafka, whose calls all end. A transaction whose process is gone is
-    undone after 15 s, until when readers of committed records wait before it. Raises BrokerUnavailable.
+    undone after some 25 s, until when readers of committed records wait before it. Raises BrokerUnavailable.
     """
 
     def __init__(self, bootstrap_servers: str, transactional_id: str) -> None:

@@ -75,6 +75,7 @@ def test_a_command_is_open_until_its_outcome_comes(broker: StandInBroker) -> Non
 def test_dead_letters_are_counted_by_cause(broker: StandInBroker) -> None:
     for cause in ("not_json", "not_json", "empty"):
         broker.put("machines.dead-letters", b"p", event("flyball.dead_letter", data={"cause": cause}))
+    broker.put("machines.dead-letters", b"p", event("flyball.redriven", data={"attempt": 1}))
     seen = watched(broker)
     assert (seen.dead_letters, seen.causes) == (3, {"not_json": 2, "empty": 1})
 
