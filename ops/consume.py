@@ -139,6 +139,7 @@ class _Commanded:
     order: Order
     event_id: str
     correlation_id: str
+    traceparent: str | None
     hops: int
     due_ms: int
     expiry: str | None
@@ -166,6 +167,7 @@ class _Commanded:
                 ),
                 event_id=str(event["id"]),
                 correlation_id=str(event.get("correlationid") or event["id"]),
+                traceparent=str(event["traceparent"]) if "traceparent" in event else None,
                 hops=int(str(event["hops"])),
                 due_ms=parse_time_ms(command.event_time),
                 expiry=expiry if isinstance(expiry, str) else None,
@@ -200,6 +202,7 @@ class _Commanded:
             dataschema=schema_urn(domain, Outcome.event_type),
             correlation_id=self.correlation_id,
             causation_id=self.event_id,
+            traceparent=self.traceparent,
             hops=self.hops + 1,
             data={
                 "event_time": format_time_ms(event_ms),

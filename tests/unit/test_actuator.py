@@ -79,14 +79,14 @@ def plant(tmp_path: Path) -> Plant:
 
 
 def test_an_outcome_is_reported_when_a_command_is_done(plant: Plant) -> None:
-    plant.command(a_command())
+    plant.command(a_command(traceparent="00-1-2-01"))
     assert plant.start().step() == 1
     (outcome,) = plant.outcomes()
     assert Outcome.model_validate(outcome["data"])
     assert (outcome["data"]["status"], outcome["data"]["command_id"]) == ("succeeded", "c-1")
     assert outcome["time"] == outcome["data"]["event_time"] == "2014-01-01T00:00:30Z"
     assert outcome["id"] == derive_id("c-1", "actuator", "cool")
-    assert (outcome["subject"], outcome["hops"]) == ("m-1", 3)
+    assert (outcome["subject"], outcome["hops"], outcome["traceparent"]) == ("m-1", 3, "00-1-2-01")
     assert (outcome["correlationid"], outcome["causationid"]) == ("chain-1", "c-1")
     assert [(o.command_id, o.parameters) for o in plant.orders] == [("c-1", {"duration_s": 60})]
 
