@@ -259,20 +259,24 @@ class _Partition:
         return sum(len(line.records) for line in self.lines.values()) >= MAX_WAITING
 
 
-class _Moved(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Notes which partitions went or came. It runs on the client's own thread, so it does nothing else.
+class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Notes that partitions were dealt out anew. It runs on the client's own thread, so it does nothing else.
 
-    Nothing is lost by that: whatever is finished was committed before the poll in which a partition goes.
+    Nothing is lost by that: whatever is finished was committed before the poll in which partitions go. Between their
+    going and coming nothing may be committed; the client would wait in vain for the poll that ends it.
     """
 
     def __init__(self) -> None:
-        self.places: deque[TopicPartition] = deque()
+        self.is_settled = False
+        self.changes = 0
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        self.places.extend(revoked)
+        self.is_settled = False
+        self.changes += 1
 
     def on_partitions_assigned(self, assigned: Any) -> None:
-        self.places.extend(assigned)
+        self.changes += 1
+        self.is_settled = True
 
 
 class Commands:
@@ -303,13 +307,14 @@ class Commands:
         self._now_ms = now_ms
         self._outcomes = topic("outcomes").of(domain)
         self._dead_letters = topic("dead-letters").of(domain)
-        self._moved = _Moved()
+        self._membership = _Membership()
+        self._seen_changes = 0
         self._parts: dict[TopicPartition, _Partition] = {}
         self._committed: dict[TopicPartition, tuple[int, str]] = {}
         self._sent: list[Any] = []
         self._reported: list[str] = []
         self._is_stopping = False
-        reader.subscribe([topic("commands").of(domain)], listener=self._moved)
+        reader.subscribe([topic("commands").of(domain)], listener=self._membership)
 
     @classmethod
     def open(
@@ -365,6 +370,8 @@ class Commands:
             found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
         try:
             self._follow_assignment()
+            if not self._membership.is_settled:
+                return 0
             for place, records in found.items():
                 self._take_all(place, records)
             for place, part in self._parts.items():
@@ -373,35 +380,36 @@ class Commands:
                     self._reader.resume(place)
             self._settle()
         except BaseException:
-            self._rewind()
+            self._rewind(found)
             raise
         return sum(map(len, found.values()))
 
     def _follow_assignment(self) -> None:
-        """Forget partitions that went or came, and read of those that are there what their last commit says."""
-        assigned = self._reader.assignment()
-        moved = {*self._parts} - assigned
-        while self._moved.places:
-            moved.add(self._moved.places.popleft())
-        for place in moved:
-            self._parts.pop(place, None)
-            self._committed.pop(place, None)
-        for place in assigned - self._parts.keys():
-            committed = self._reader.committed(place, metadata=True)
-            if committed is None:
-                self._parts[place] = _Partition()
-                continue
-            self._parts[place] = _Partition.committed(committed.metadata)
-            self._committed[place] = committed.offset, committed.metadata
-
-    def _rewind(self) -> None:
-        self._sent, self._reported = [], []
+        """After each change begin anew, with what the last commits of the partitions say."""
+        if self._membership.changes == self._seen_changes:
+            return
+        self._seen_changes = self._membership.changes
         self._parts.clear()
+        self._committed.clear()
+        if not self._membership.is_settled:
+            return
+        for place in self._reader.assignment():
+            committed = self._reader.committed(place, metadata=True)
+            self._parts[place] = _Partition.committed(committed.metadata if committed else "")
+            if committed:
+                self._committed[place] = committed.offset, committed.metadata
+
+    def _rewind(self, found: Mapping[TopicPartition, Sequence[kafka.Record]]) -> None:
+        """To where was committed, and to what came just now of partitions whose commits are not known yet."""
+        self._sent, self._reported = [], []
         for place in self._reader.assignment():
             if place in self._committed:
                 self._reader.seek(place, self._committed[place][0])
-            else:
+            elif place in self._parts:
                 self._reader.seek_to_beginning(place)
+            elif place in found:
+                self._reader.seek(place, found[place][0].offset)
+        self._seen_changes = -1
 
     def _take_all(self, place: TopicPartition, records: list[kafka.Record]) -> None:
         part = self._parts[place]

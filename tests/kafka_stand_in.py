@@ -81,6 +81,7 @@ class StandInConsumer:
     def subscribe(self, topics: list[str], listener: Any) -> None:
         """Every partition of `topics` is this reader's at once."""
         self._listener = listener
+        listener.on_partitions_assigned({TopicPartition(topic, 0) for topic in topics})
         self._places = [TopicPartition(topic, 0) for topic in topics]
         self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
 
