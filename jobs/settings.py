@@ -46,6 +46,13 @@ class Settings(BaseModel):
         default=60, gt=0, le=86_400, description="wall time between signed audit heads"
     )
     agents: str = Field(default="", description="agents file; default conf/<domain>/agents.yaml")
+    signed_facts: Literal["accepted", "required"] = Field(
+        default="accepted", description="whether facts must be signed by their producers; a bad signature never passes"
+    )
+    signature_max_age_s: int = Field(
+        default=86_400, ge=1, le=30 * 86_400, description="wall time from a fact's signature to its arrival"
+    )
+    producers: str = Field(default="", description="producers' keys; default conf/<domain>/producers.yaml")
     largest_window_s: int = Field(
         default=3600, ge=0, description="event time; a played input ends with a tick this far on"
     )
@@ -56,6 +63,10 @@ class Settings(BaseModel):
     @property
     def agents_file(self) -> Path:
         return Path(self.agents) if self.agents else self.conf_dir / "agents.yaml"
+
+    @property
+    def producers_file(self) -> Path:
+        return Path(self.producers) if self.producers else self.conf_dir / "producers.yaml"
 
     @property
     def sql_dir(self) -> Path:

@@ -37,6 +37,8 @@ app.add_typer(prompt_app, name="prompt")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(audit_app, name="audit")
+producers_app = typer.Typer(help="Keys that producers sign facts with.", no_args_is_help=True)
+app.add_typer(producers_app, name="producers")
 
 out = Console(width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True)
@@ -45,6 +47,9 @@ Domain = Annotated[str, typer.Argument(help="machines, payments, ...: see conf/"
 Since = Annotated[str | None, typer.Option("--from", help="event time (RFC 3339), included")]
 Until = Annotated[str | None, typer.Option("--to", help="event time (RFC 3339), not included")]
 Graph = Annotated[Path | None, typer.Option(help="CSV of reference facts, played before the input (incidents: who calls whom)")]
+SignWith = Annotated[
+    Path | None, typer.Option("--sign-with", help="sign each fact with this private key (PEM) of conf/DOMAIN/producers.yaml")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -137,6 +142,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoints and topics")] = False,
     seed: Annotated[int, typer.Option(help="of generated inputs and simulated actuators")] = 1,
     count: Annotated[int | None, typer.Option(help="facts of a generated input")] = None,
+    sign_with: SignWith = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Start everything, play an input through the whole loop, show what happened, take it down."""
@@ -151,7 +157,7 @@ def run(
     asked = runner.Asked(
         domain=domain, input=input, graph=graph, subject=subject,
         rate=settings.default_rate if rate is None else _rate(rate), report=report, is_kept=keep,
-        is_resumed=resume, seed=seed, count=count,
+        is_resumed=resume, seed=seed, count=count, sign_with=sign_with,
     )  # fmt: skip
     result = runner.run(asked, _home(), Console(stderr=True) if as_json else out)
     if as_json:
@@ -204,6 +210,7 @@ def emit(
     subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
     rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
     tick: Annotated[bool, typer.Option("--tick", help="end with a tick on every partition, closing windows")] = False,
+    sign_with: SignWith = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Publish facts into a running domain."""
@@ -211,15 +218,18 @@ def emit(
 
     from contracts.domain import load_domain
     from jobs.settings import load_settings
-    from ops import kafka
+    from ops import kafka, producers
     from ops.player import Emitter, read_file, with_references
     from ops.run import closing_tick_ms
     from ops.world import load_world
 
     settings, world = load_settings(domain), load_world(domain)
     path = None if file == "-" else Path(file)
+    sign = None if sign_with is None else producers.signer(settings, sign_with)
+    if sign is None and settings.signed_facts == "required":
+        err.print(f"{domain} requires signed facts: what is not signed becomes a dead letter (--sign-with)", style="yellow")
     writer = kafka.producer(_bootstrap())
-    emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin")
+    emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin", sign=sign)
     items = read_file(path, world, subject=subject, max_ahead_ms=settings.max_ahead_s * 1000)
     items = with_references(items, graph, world, subject=subject)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
@@ -798,6 +808,46 @@ def override(
         now_ms=_now_ms(),
     )  # fmt: skip
     _tell(entries, as_json)
+
+
+# ----------------------------------------------------------------------------------- producers
+
+
+@command(producers_app, "keygen")
+def producers_keygen(
+    domain: Domain,
+    key_id: Annotated[str, typer.Argument(help="a name for the key, like 'meters-2026'; never used again")],
+    output: Annotated[Path | None, typer.Option(help="where the private key goes; default: KEY_ID.pem here")] = None,
+) -> None:
+    """Make a producer's key: the private one in a file, the public one as an entry for producers.yaml."""
+    from jobs.settings import load_settings
+    from ops import producers
+
+    settings = load_settings(domain)
+    made = producers.keygen(settings, key_id, output or Path(f"{key_id}.pem"))
+    err.print(f"the private key is in {made.file}; add below 'keys:' in {settings.producers_file}:", soft_wrap=True)
+    sys.stdout.write(made.entry)
+
+
+@command(producers_app, "list")
+def producers_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every key of conf/DOMAIN/producers.yaml, and what it may sign."""
+    from contracts.domain import load_domain
+    from jobs.settings import load_settings
+    from udfs.signed_facts import load_producers
+
+    keys = load_producers(load_settings(domain).producers_file, load_domain(domain))
+    if as_json:
+        _print_json([key.model_dump(mode="json") for key in keys])
+        return
+    table = Table(box=None)
+    for column in ("key", "producer", "types", "subjects", "not before", "not after"):
+        table.add_column(column)
+    for key in keys:
+        table.add_row(
+            key.key_id, key.producer, ", ".join(key.types), ", ".join(key.subjects), key.not_before, key.not_after
+        )
+    out.print(table)
 
 
 # -------------------------------------------------------------------------------------- models
