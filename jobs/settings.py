@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from contracts.errors import SetupFailed
+from udfs.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,20 +77,10 @@ class Settings(BaseModel):
         return ROOT / "conf" / self.domain
 
 
-def read_yaml(path: Path) -> object:
-    """The file's content; raises SetupFailed with file, line and column when it is not YAML."""
-    try:
-        return YAML(typ="safe").load(path.read_text())
-    except FileNotFoundError:
-        raise SetupFailed(f"expected the file {path}, found none") from None
-    except YAMLError as error:
-        raise SetupFailed(f"{path}: not YAML: {error}") from None
-
-
 def load_settings(domain: str, **overrides: object) -> Settings:
     """Settings of `domain`. Raises SetupFailed naming file or variable, expected and found."""
     path = ROOT / "conf" / domain / "domain.yaml"
-    if not path.exists():
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", domain) or not path.exists():
         known = sorted(p.parent.name for p in (ROOT / "conf").glob("*/domain.yaml"))
         raise SetupFailed(
             f"no domain {domain[:64]!r}; there are: {', '.join(known)}. './flyball new {domain[:40]}'"
@@ -107,7 +97,7 @@ def load_settings(domain: str, **overrides: object) -> Settings:
         return Settings.model_validate({**found, "domain": domain})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, came {e['input']!r}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, came {str(e['input'])[:100]!r}" for e in error.errors()
         )
         raise SetupFailed(f"{path} (or FLYBALL_* in the environment): {problems}") from None
 

@@ -148,7 +148,7 @@ def _read_csv(
 ) -> Iterator[Line]:
     try:
         columns = next(csv.reader([header.decode("utf-8-sig")]), [])
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, csv.Error):
         columns = []
     if not columns:
         raise SetupFailed(
@@ -198,6 +198,8 @@ def _json_item(number: int, line: bytes, world: World, subject: str | None) -> I
         return _bare_fact(found, world, subject)
     except BadInput as error:
         return RefusedLine(number, line, error)
+    except orjson.JSONEncodeError as error:  # nested too deeply
+        return RefusedLine(number, line, BadInput(Cause.ROW_INVALID, f"expected a fact: {error}"))
 
 
 def _bare_fact(found: dict[str, object], world: World, subject: str | None) -> NewFact:

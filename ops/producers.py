@@ -45,8 +45,8 @@ def keygen(settings: Settings, key_id: str, file: Path) -> MadeKey:
         f"    public_key: {public}\n"
         f"    types: [{', '.join(types)}]   # with flyball.clock_ticked, also for 'run' and 'emit --tick'\n"
         '    subjects: ["*"]\n'
-        "    # not_before: 2026-01-01T00:00:00Z   # for what was signed from then on\n"
-        "    # not_after: 2027-01-01T00:00:00Z    # and before then\n"
+        '    # not_before: "2026-01-01T00:00:00Z"   # for what was signed from then on\n'
+        '    # not_after: "2027-01-01T00:00:00Z"    # and before then\n'
     )
     return MadeKey(file, entry)
 

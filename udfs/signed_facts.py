@@ -16,8 +16,6 @@ import jwt
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from contracts.approval import PublicKey
 from contracts.data import Instant, Slug
@@ -29,12 +27,12 @@ from contracts.fact import ClockTicked
 from contracts.outcome import Outcome
 from contracts.topics import topic
 from udfs.policy.signing import public_bytes
+from udfs.yaml_file import read_yaml
 
 ATTRIBUTE: Final = "jws"
 ALGORITHM: Final = "EdDSA"
 # Far more than header and signature take; what is longer is refused before anything is computed over it.
 MAX_JWS_CHARACTERS: Final = 1024
-MAX_FILE_CHARACTERS: Final = 1_048_576
 # How far a producer's clock may lead the broker's.
 LEAP_MS: Final = 60_000
 # What the loop itself writes, to topics that only its own processes may write to: it bears no signature.
@@ -72,15 +70,10 @@ def load_producers(path: Path, contract: DomainContract) -> tuple[ProducerKey, .
 
     Raises SetupFailed naming file and key, what was expected and what came.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if len(text) > MAX_FILE_CHARACTERS:
-            raise SetupFailed(f"{path}: expected at most {MAX_FILE_CHARACTERS} characters, came {len(text)}")
-        found = _File.model_validate(YAML(typ="safe").load(text))
-    except FileNotFoundError:
+    if not path.exists():
         return ()
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
-        raise SetupFailed(f"{path}: expected YAML: {error}") from None
+    try:
+        found = _File.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -217,7 +217,7 @@ def test_a_key_is_not_made_over_another(tmp_path: Path) -> None:
 
 ENTRY = f"key_id: m, producer: p, public_key: {public_text(METERS)}"
 WRONG_FILES = {
-    "not YAML": ("keys: [", "expected YAML"),
+    "not YAML": ("keys: [", "not YAML"),
     "no keys": ("people: []", "keys: Field required"),
     "no types": (f"keys: [{{{ENTRY}}}]", "types: Field required"),
     "a type that is none": (f"keys: [{{{ENTRY}, types: [x.y]}}]", "expected types of"),
