@@ -89,7 +89,9 @@ def act(
         command = Command.model_validate(event["data"])
         subject = str(event["subject"])
         hops = int(str(event["hops"]))
+        event_id = str(event["id"])
         due_ms = parse_time_ms(command.event_time)
+        format_time_ms(due_ms)  # its outcome must bear a time
         expiry = event.get("expirytime")
         is_expired = (
             isinstance(expiry, str) and due_ms + int(waited_s * 1000) > parse_time_ms(expiry)
@@ -97,7 +99,7 @@ def act(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise BadInput(Cause.DATA_INVALID, f"data.{first['loc']}: {first['msg']}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadInput(Cause.ENVELOPE_INVALID, f"expected a command: {error!r}") from None
     order = Order(
         command.command_id, command.action, subject, command.parameters, command.event_time,
@@ -123,8 +125,8 @@ def act(
         subject=subject,
         time_ms=event_ms,
         dataschema=schema_urn(domain, Outcome.event_type),
-        correlation_id=str(event.get("correlationid") or event["id"]),
-        causation_id=str(event["id"]),
+        correlation_id=str(event.get("correlationid") or event_id),
+        causation_id=event_id,
         traceparent=str(event["traceparent"]) if "traceparent" in event else None,
         hops=hops + 1,
         data={

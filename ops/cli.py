@@ -1149,6 +1149,36 @@ def sql(
 
 
 @command(app)
+def sbom(
+    output: Annotated[Path | None, typer.Option(help="write it here instead of standard output")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="look the parts up in a database of known vulnerabilities")] = False,
+    database: Annotated[str, typer.Option(help="where OSV's API is spoken")] = "https://api.osv.dev",
+) -> None:
+    """What an installation consists of, as CycloneDX JSON; with --audit, exit code 1 when a part is known to be vulnerable."""
+    from datetime import UTC, datetime
+
+    from ops import sbom as bills
+
+    bom = bills.bill(_home(), now=datetime.now(UTC))
+    known = []
+    if audit:
+        with err.status("asking the vulnerability database"):
+            known = bills.audit(bom, database=database)
+    text = bills.as_json(bom)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text)
+        err.print(f"{len(bom.components)} parts written to {output}")
+    for one in known:
+        err.print(f"[red]{one.id}[/red] {one.purl}", highlight=False, soft_wrap=True)
+    if audit:
+        err.print(f"{len(known)} known vulnerabilities in {len(bom.components)} parts")
+    if known:
+        raise typer.Exit(1)
+
+
+@command(app)
 def new(domain: Annotated[str, typer.Argument(help="a name like 'deliveries'")]) -> None:
     """Lay out a running skeleton of a new domain: contract, SQL, settings, policies, world."""
     from ops.skeleton import lay_out
