@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contracts.errors import FlyballError, SetupFailed
+from ops.plain import plain
 
 app = typer.Typer(
     name="flyball",
@@ -87,7 +88,7 @@ def _told() -> Iterator[None]:
         yield
     except FlyballError as error:
         err.print("[red]error:[/red]", end=" ")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(plain(error), highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -321,10 +322,10 @@ def replay(
                 table.add_column(column)
             for change in found["changes"]:
                 lost = ", ".join(f"{status} {n}" for status, n in change["outcomes"].items())
-                table.add_row(
+                table.add_row(*map(plain, (
                     change["action"], change["before"], change["after"], change["policies"],
-                    str(change["count"]), lost, change["examples"][0],
-                )  # fmt: skip
+                    change["count"], lost, change["examples"][0],
+                )))  # fmt: skip
             out.print(table)
         if found["broken_chains"]:
             err.print(f"[red]{found['broken_chains']} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
@@ -369,7 +370,7 @@ def audit_verify(
         if last := told["last_head"]:
             out.print(f"last head, to be noted elsewhere: {last['number']}:{last['sha256']}", soft_wrap=True)
         for bad in found.bad[:20]:
-            err.print(bad.told(), style="red", markup=False, highlight=False, soft_wrap=True)
+            err.print(plain(bad.told()), style="red", highlight=False, soft_wrap=True)
     if found.bad:
         raise typer.Exit(1)
 
@@ -390,7 +391,7 @@ def audit_export(
         _print_json(events)
     else:
         for line in audit.readable(events):
-            out.print(line, markup=False, highlight=False)
+            out.print(plain(line), highlight=False)
 
 
 @command(app)
@@ -466,11 +467,11 @@ def policy_list(domain: Domain, as_json: AsJson = False) -> None:
         table.add_column(column)
     for name, entry in found.items():
         p = entry.policy
-        table.add_row(name, p.status, p.verdict, p.when, entry.published_at)
+        table.add_row(*map(plain, (name, p.status, p.verdict, p.when, entry.published_at)))
     out.print(table)
     for switch in switches:
         if switch.paused:
-            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}")
+            out.print(plain(f"paused agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}"), style="yellow")
 
 
 @command(policy_app, "show")
@@ -546,10 +547,9 @@ def policy_diff(
     for column in ("action", "decided", "would have been", "by", "how many", "for example"):
         table.add_column(column)
     for change in found["changes"]:
-        table.add_row(
-            change["action"], change["before"], change["after"], change["policies"], str(change["count"]),
-            change["examples"][0],
-        )  # fmt: skip
+        table.add_row(*map(plain, (
+            change["action"], change["before"], change["after"], change["policies"], change["count"], change["examples"][0],
+        )))  # fmt: skip
     out.print(table)
 
 
@@ -568,14 +568,11 @@ def policy_coverage(
     for column in ("policy", "status", "in scope", "true", "false", "error"):
         table.add_column(column)
     for row in found["policies"]:
-        never = "[red]" if not row["true"] else ""
-        table.add_row(
-            f"{never}{row['policy']}", row["status"], str(row["in_scope"]), str(row["true"]),
-            str(row["false"]), str(row["error"]),
-        )  # fmt: skip
+        cells = (row["policy"], row["status"], row["in_scope"], row["true"], row["false"], row["error"])
+        table.add_row(*map(plain, cells), style=None if row["true"] else "red")
         for branch in row["branches"]:
-            mark = "[red]" if not branch["true"] else ""
-            table.add_row(f"{mark}  || {branch['when']}", "", "", str(branch["true"]), "", "")
+            cells = (f"  || {branch['when']}", "", "", branch["true"], "", "")
+            table.add_row(*map(plain, cells), style=None if branch["true"] else "red")
     out.print(table)
 
 
@@ -588,7 +585,7 @@ def policy_test(domain: Domain, file: Annotated[Path | None, typer.Argument(help
     for result in results:
         out.print(f"{'[green]ok[/green]' if result.problem is None else '[red]failed[/red]'} {result.case}")
         if result.problem is not None:
-            out.print(f"   {result.problem}")
+            out.print(plain(f"   {result.problem}"))
     failed = sum(result.problem is not None for result in results)
     if failed:
         raise SetupFailed(f"{failed} of {len(results)} cases failed")
@@ -686,10 +683,10 @@ def approvals_list(
         table.add_column(column)
     for row in shown:
         asks = "; ".join(f"{r['approvers']} of {', '.join(r['roles'])}" for r in row["requires"])
-        table.add_row(
+        table.add_row(*map(plain, (
             row["id"][:12], row["subject"], row["action"], _pairs(row["parameters"]), row["agent"], asks,
             min(r["deadline"] for r in row["requires"]), ", ".join(a["person"] for a in row["answers"]), row["state"],
-        )  # fmt: skip
+        )))  # fmt: skip
     out.print(table)
     err.print(f"{len(shown)} shown; './flyball approvals show {domain} ID' tells why, 'approve|refuse|edit' answers")
 
@@ -713,7 +710,7 @@ def approvals_show(domain: Domain, id: RequestId, as_json: AsJson = False) -> No
         ("on", f"{data['situation_type']} at {data['features_at']}: {_pairs(data['features'])}"),
         ("digest", told["action_digest"]),
     ):
-        out.print(f"  {name:<13}{value}", markup=False, highlight=False)
+        out.print(plain(f"  {name:<13}{value}"), highlight=False)
     for need in told["requires"]:
         nots = f", not by {', '.join(need['not_by'])}" if need["not_by"] else ""
         out.print(
@@ -721,10 +718,10 @@ def approvals_show(domain: Domain, id: RequestId, as_json: AsJson = False) -> No
             f" ({need['policy_id']}@{need['version']})", markup=False, highlight=False,
         )  # fmt: skip
     for note in request.notes:
-        out.print(f"  {note['what']:<13}{note['explanation']}", markup=False, highlight=False)
+        out.print(plain(f"  {note['what']:<13}{note['explanation']}"), highlight=False)
     if request.ended is not None:
         end = request.ended["data"]
-        out.print(f"  {'ended':<13}{end['verdict']} {end['reason']}: {end['explanation']}", markup=False, highlight=False)
+        out.print(plain(f"  {'ended':<13}{end['verdict']} {end['reason']}: {end['explanation']}"), highlight=False)
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -739,7 +736,7 @@ def _tell(entries: list[dict[str, Any]], as_json: bool) -> None:
         data = entry["data"]
         if not as_json:
             said = f"{data['verdict']} {data['reason']}" if "verdict" in data else data["what"]
-            out.print(f"{said}: {data['explanation']}", markup=False, highlight=False)
+            out.print(plain(f"{said}: {data['explanation']}"), highlight=False)
     last = entries[-1]["data"]
     if last.get("what") == "refused" or last.get("reason") == "override_not_permitted":
         raise typer.Exit(1)
@@ -844,9 +841,8 @@ def producers_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("key", "producer", "types", "subjects", "not before", "not after"):
         table.add_column(column)
     for key in keys:
-        table.add_row(
-            key.key_id, key.producer, ", ".join(key.types), ", ".join(key.subjects), key.not_before, key.not_after
-        )
+        cells = (key.key_id, key.producer, ", ".join(key.types), ", ".join(key.subjects), key.not_before or "", key.not_after or "")
+        table.add_row(*map(plain, cells))
     out.print(table)
 
 
@@ -902,7 +898,7 @@ def model_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("alias", "version", "status", "sha256", "published_at"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("alias", "version", "status", "sha256", "published_at")))
+        table.add_row(*(plain(row[c]) for c in ("alias", "version", "status", "sha256", "published_at")))
     out.print(table)
 
 
@@ -945,7 +941,7 @@ def prompt_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("prompt", "status", "model", "sha256", "published_at"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("prompt", "status", "model", "sha256", "published_at")))
+        table.add_row(*(plain(row[c]) for c in ("prompt", "status", "model", "sha256", "published_at")))
     out.print(table)
 
 
@@ -969,7 +965,7 @@ def prompt_show(
         _print_json(prompt.model_dump(mode="json"))
         return
     out.print(f"{prompts.name_of(prompt)} {prompt.status}, for {prompt.model}, sha256 {prompt.sha256}")
-    out.print(prompt.text, markup=False, highlight=False)
+    out.print(plain(prompt.text), highlight=False)
 
 
 @command(prompt_app, "test")
@@ -999,7 +995,7 @@ def prompt_test(
         state = "[dim]left out[/dim]" if result.left_out else "[green]ok[/green]" if result.problem is None else "[red]failed[/red]"
         out.print(f"{state} {result.case}")
         if result.problem is not None:
-            out.print(f"   {result.problem}", markup=False, highlight=False)
+            out.print(plain(f"   {result.problem}"), highlight=False)
     if failed:
         raise SetupFailed(f"{failed} of {len(results)} cases failed")
     out.print(f"{len(results) - left_out} cases passed" + (f", {left_out} left out" if left_out else ""))
@@ -1065,7 +1061,7 @@ def letters_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("id", "cause", "place", "bytes", "message"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c])[:100] for c in ("id", "cause", "place", "bytes", "message")))
+        table.add_row(*(plain(str(row[c])[:100]) for c in ("id", "cause", "place", "bytes", "message")))
     out.print(table)
 
 

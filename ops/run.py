@@ -20,6 +20,7 @@ from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import flink_jobs, instance, kafka, people, producers, shipped, trace
 from ops.home import Home
+from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
 from ops.ports import choose
 from ops.watch import Seen, Watch, percentiles
@@ -311,10 +312,10 @@ def _live_view(domain: str, seen: Seen, emitted: Emitted, is_playing: bool) -> G
     latest = Table(box=None, show_header=False, padding=(0, 1))
     for event in list(seen.latest):
         data = event["data"]
-        latest.add_row(
-            str(event.get("time")), str(event.get("subject")), str(data.get("verdict")),
-            str(data.get("action")), str(data.get("reason")), str(data.get("explanation"))[:80],
-        )  # fmt: skip
+        latest.add_row(*map(plain, (
+            event.get("time"), event.get("subject"), data.get("verdict"), data.get("action"), data.get("reason"),
+            str(data.get("explanation"))[:80],
+        )))  # fmt: skip
     return Group(counts, latest)
 
 
