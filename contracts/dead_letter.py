@@ -32,6 +32,12 @@ class Cause(StrEnum):
     REPLY_REFUSED = "reply_refused"
     AGENT_GONE = "agent_gone"
     SIGNATURE_INVALID = "signature_invalid"
+    SIGNATURE_MISSING = "signature_missing"
+    SIGNATURE_MISPLACED = "signature_misplaced"
+    SIGNATURE_EXPIRED = "signature_expired"
+    PRODUCER_UNKNOWN = "producer_unknown"
+    PRODUCER_NOT_PERMITTED = "producer_not_permitted"
+    REPLAYED = "replayed"
     HANDLER_FAILED = "handler_failed"
 
 

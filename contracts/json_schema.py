@@ -31,6 +31,11 @@ ENVELOPE: Mapping[str, Mapping[str, Any]] = {
     "causationid": {**_OPTIONAL_TEXT, "description": "id of the direct cause"},
     "traceparent": {**_OPTIONAL_TEXT, "description": "W3C trace context"},
     "expirytime": {**_OPTIONAL_TEXT, "format": "date-time", "description": "of no use after this"},
+    "jws": {
+        "type": ["string", "null"],
+        "maxLength": 1024,
+        "description": "the producer's signature (detached JWS); facts only",
+    },
     "hops": {
         "type": ["integer", "null"],
         "minimum": 0,

@@ -4,6 +4,8 @@
                         |                             |
                         +-> dead letters              +-> late facts (event-time lane only)
 
+Where a domain requires signatures, a fact that may be a repeat of a forgotten one is a dead letter, too.
+
 Every view of sql/<domain>/ sees one view per fact type (`machine_temperature_measured`, ...,
 `flyball_outcome`) with the columns of FACT_COLUMNS and the fact's own data fields. Every situation
 type of the contract is filled from the view that has its short name (`machines.reading_scored` ->
@@ -27,14 +29,17 @@ from pyflink.table.statement_set import StatementSet
 from pyflink.table.udf import udtf
 
 from contracts.data import SituationData
+from contracts.dead_letter import Cause, DeadLetter
 from contracts.domain import DomainContract, columns, load_domain, short_name
 from contracts.envelope import schema_urn
 from contracts.errors import SetupFailed
 from contracts.fact import ClockTicked
 from contracts.late_fact import LateFact
+from contracts.topics import topic
 from jobs.environment import EPOCH_MS, register_step, submit, table_environment
 from jobs.settings import Settings, settings_from_arguments
 from jobs.tables import event_sink, raw_sink, raw_source
+from udfs.signed_facts import load_producers
 from udfs.sql_functions import ReadFact, fact_row_columns, flink_row_type, scalar_functions
 
 NAME = "context"
@@ -119,13 +124,20 @@ def _register_facts(
     """typed_facts (validated once), facts (deduplicated), and one view per fact type."""
     typed = fact_row_columns(settings.domain)
     read_fact = udtf(
-        ReadFact(settings.domain, settings.max_ahead_s), result_types=flink_row_type(typed)
-    )
+        ReadFact(
+            settings.domain, settings.max_ahead_s, load_producers(settings.producers_file, contract),
+            settings.signed_facts, settings.signature_max_age_s,
+        ),
+        result_types=flink_row_type(typed),
+    )  # fmt: skip
     t_env.create_temporary_function("read_fact", read_fact)
     names = ", ".join(f"`{name}`" for name in typed)
+    is_required = settings.signed_facts == "required"
+    # The record as it came, for the dead letter of one that may be replayed.
+    raw = f", record_key, record_value, {EPOCH_MS} AS appended_ms" if is_required else ""
     validated = (
         f"SELECT {names}, `topic` AS log_topic, CAST(`partition` AS BIGINT) AS log_partition,"
-        " `offset` AS log_offset"
+        f" `offset` AS log_offset{raw}"
         # Without the inner SELECT, the source's event time would be computed once more for each record.
         " FROM (SELECT record_key, record_value, `topic`, `partition`, `offset`, appended_at FROM raw_facts),"
         " LATERAL TABLE(read_fact(record_key, record_value, `topic`, `partition`,"
@@ -133,19 +145,70 @@ def _register_facts(
     )
     register_step(t_env, "typed_facts", validated)
     kept = [f"`{name}`" for name in typed if name not in ("dead_key", "dead_letter", "fact_hash")]
+    kept += ["log_topic", "log_partition", "log_offset"]
+    good = "SELECT * FROM typed_facts WHERE dead_key IS NULL"
+    if is_required:
+        good = _with_forgotten(good, topic("facts").of(settings.domain))
     deduplicated = (
-        f"SELECT {', '.join(kept)}, log_topic, log_partition, log_offset FROM ("
+        f"SELECT {', '.join(kept)}{', forgotten_ms, record_key, record_value, appended_ms' if is_required else ''} FROM ("
         " SELECT *, ARRAY_AGG(fact_hash) OVER (PARTITION BY subject ORDER BY arrival"
         f" ROWS BETWEEN {DEDUPLICATION_ROWS} PRECEDING AND CURRENT ROW) AS recent"
-        " FROM typed_facts WHERE dead_key IS NULL"
+        f" FROM ({good})"
         ") WHERE ARRAY_POSITION(recent, fact_hash) = CARDINALITY(recent)"
     )
-    register_step(t_env, "facts", deduplicated)
+    register_step(t_env, "new_facts" if is_required else "facts", deduplicated)
+    if is_required:
+        t_env.execute_sql(
+            f"CREATE TEMPORARY VIEW facts AS SELECT {', '.join(kept)}, arrival, row_time FROM new_facts"
+            f" WHERE NOT ({_IS_FORGOTTEN})"
+        )
     for kind, fact in contract.facts.items():
         listed = ", ".join(f"`{name}`" for name in (*FACT_COLUMNS, *columns(fact)))
         t_env.execute_sql(
             f"CREATE TEMPORARY VIEW {short_name(kind)} AS SELECT {listed} FROM facts WHERE fact_type = '{kind}'"
         )
+
+
+# `forgotten_ms` is null for a subject's first facts and for what comes on another topic.
+_IS_FORGOTTEN = "COALESCE(event_ms <= forgotten_ms, FALSE)"
+
+
+def _with_forgotten(good: str, facts_topic: str) -> str:
+    """The rows of `good` with `forgotten_ms`: the highest event time among the subject's facts whose ids are forgotten.
+
+    A fact after it is none of those; one not after it may be one of them again. One number a subject, for ever.
+    """
+    over = "OVER (PARTITION BY subject ORDER BY arrival)"
+    signed_ms = f"CASE WHEN log_topic = '{facts_topic}' THEN event_ms END"
+    return (
+        f"SELECT *, CASE WHEN log_topic = '{facts_topic}' THEN LAG(highest_ms, {DEDUPLICATION_ROWS + 1}) {over} END"
+        f" AS forgotten_ms FROM (SELECT *, MAX({signed_ms}) {over} AS highest_ms FROM ({good}))"
+    )
+
+
+def _insert_replayed(domain: str) -> str:
+    """Dead letters, as udfs/serde.py writes them, of facts that cannot be told from forgotten ones."""
+    place = "CONCAT(log_topic, '/', CAST(log_partition AS STRING), '/', CAST(log_offset AS STRING))"
+    message = (
+        f"CONCAT('expected a fact later than ', {_instant('forgotten_ms')}, ', up to which ids of its subject are"
+        f" forgotten; came one of ', {_instant('event_ms')})"
+    )
+    return (
+        f"INSERT INTO dead_letters_sink SELECT {place}, JSON_OBJECT("
+        "KEY 'specversion' VALUE '1.0',"
+        f" KEY 'id' VALUE {_derived_id(place, 'dead-letter')},"
+        f" KEY 'source' VALUE '/flyball/{domain}/{NAME}', KEY 'type' VALUE '{DeadLetter.event_type}',"
+        f" KEY 'subject' VALUE {place}, KEY 'time' VALUE {_instant('appended_ms')},"
+        " KEY 'datacontenttype' VALUE 'application/json',"
+        f" KEY 'dataschema' VALUE '{schema_urn(domain, DeadLetter.event_type, DeadLetter.schema_version)}',"
+        " KEY 'hops' VALUE 0,"
+        " KEY 'data' VALUE JSON_OBJECT("
+        f"KEY 'cause' VALUE '{Cause.REPLAYED}', KEY 'message' VALUE {message}, KEY 'stage' VALUE '{NAME}',"
+        " KEY 'topic' VALUE log_topic, KEY 'partition' VALUE log_partition, KEY 'offset' VALUE log_offset,"
+        " KEY 'key_base64' VALUE TO_BASE64(CAST(record_key AS STRING)),"
+        " KEY 'value_base64' VALUE TO_BASE64(CAST(record_value AS STRING))))"
+        f" FROM new_facts WHERE {_IS_FORGOTTEN}"
+    )
 
 
 def _instant(event_ms: str) -> str:

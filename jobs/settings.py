@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from contracts.errors import SetupFailed
+from udfs.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,13 @@ class Settings(BaseModel):
         default=1, gt=0, le=3600, description="until the second attempt; doubles with each, up to an hour"
     )
     agents: str = Field(default="", description="agents file; default conf/<domain>/agents.yaml")
+    signed_facts: Literal["accepted", "required"] = Field(
+        default="accepted", description="whether facts must be signed by their producers; a bad signature never passes"
+    )
+    signature_max_age_s: int = Field(
+        default=86_400, ge=1, le=30 * 86_400, description="wall time from a fact's signature to its arrival"
+    )
+    producers: str = Field(default="", description="producers' keys; default conf/<domain>/producers.yaml")
     largest_window_s: int = Field(
         default=3600, ge=0, description="event time; a played input ends with a tick this far on"
     )
@@ -64,6 +71,10 @@ class Settings(BaseModel):
         return Path(self.agents) if self.agents else self.conf_dir / "agents.yaml"
 
     @property
+    def producers_file(self) -> Path:
+        return Path(self.producers) if self.producers else self.conf_dir / "producers.yaml"
+
+    @property
     def sql_dir(self) -> Path:
         return ROOT / "sql" / self.domain
 
@@ -72,20 +83,10 @@ class Settings(BaseModel):
         return ROOT / "conf" / self.domain
 
 
-def read_yaml(path: Path) -> object:
-    """The file's content; raises SetupFailed with file, line and column when it is not YAML."""
-    try:
-        return YAML(typ="safe").load(path.read_text())
-    except FileNotFoundError:
-        raise SetupFailed(f"expected the file {path}, found none") from None
-    except YAMLError as error:
-        raise SetupFailed(f"{path}: not YAML: {error}") from None
-
-
 def load_settings(domain: str, **overrides: object) -> Settings:
     """Settings of `domain`. Raises SetupFailed naming file or variable, expected and found."""
     path = ROOT / "conf" / domain / "domain.yaml"
-    if not path.exists():
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", domain) or not path.exists():
         known = sorted(p.parent.name for p in (ROOT / "conf").glob("*/domain.yaml"))
         raise SetupFailed(
             f"no domain {domain[:64]!r}; there are: {', '.join(known)}. './flyball new {domain[:40]}'"
@@ -102,7 +103,7 @@ def load_settings(domain: str, **overrides: object) -> Settings:
         return Settings.model_validate({**found, "domain": domain})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, came {e['input']!r}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, came {str(e['input'])[:100]!r}" for e in error.errors()
         )
         raise SetupFailed(f"{path} (or FLYBALL_* in the environment): {problems}") from None
 

@@ -17,7 +17,7 @@ KAFKA_TRANSACTION_TIMEOUT_MS = 900_000
 
 
 def _with(options: Mapping[str, str]) -> str:
-    quoted = (f"    '{name}' = '{value}'" for name, value in options.items())
+    quoted = ("    '{}' = '{}'".format(name, value.replace("'", "''")) for name, value in options.items())
     return "WITH (\n" + ",\n".join(quoted) + "\n)"
 
 

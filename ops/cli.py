@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contracts.errors import FlyballError, SetupFailed
+from ops.plain import plain
 
 app = typer.Typer(
     name="flyball",
@@ -37,6 +38,8 @@ app.add_typer(prompt_app, name="prompt")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(audit_app, name="audit")
+producers_app = typer.Typer(help="Keys that producers sign facts with.", no_args_is_help=True)
+app.add_typer(producers_app, name="producers")
 
 out = Console(width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True)
@@ -45,6 +48,9 @@ Domain = Annotated[str, typer.Argument(help="machines, payments, ...: see conf/"
 Since = Annotated[str | None, typer.Option("--from", help="event time (RFC 3339), included")]
 Until = Annotated[str | None, typer.Option("--to", help="event time (RFC 3339), not included")]
 Graph = Annotated[Path | None, typer.Option(help="CSV of reference facts, played before the input (incidents: who calls whom)")]
+SignWith = Annotated[
+    Path | None, typer.Option("--sign-with", help="sign each fact with this private key (PEM) of conf/DOMAIN/producers.yaml")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -82,7 +88,7 @@ def _told() -> Iterator[None]:
         yield
     except FlyballError as error:
         err.print("[red]error:[/red]", end=" ")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(plain(error), highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -137,6 +143,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoints and topics")] = False,
     seed: Annotated[int, typer.Option(help="of generated inputs and simulated actuators")] = 1,
     count: Annotated[int | None, typer.Option(help="facts of a generated input")] = None,
+    sign_with: SignWith = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Start everything, play an input through the whole loop, show what happened, take it down."""
@@ -151,7 +158,7 @@ def run(
     asked = runner.Asked(
         domain=domain, input=input, graph=graph, subject=subject,
         rate=settings.default_rate if rate is None else _rate(rate), report=report, is_kept=keep,
-        is_resumed=resume, seed=seed, count=count,
+        is_resumed=resume, seed=seed, count=count, sign_with=sign_with,
     )  # fmt: skip
     result = runner.run(asked, _home(), Console(stderr=True) if as_json else out)
     if as_json:
@@ -204,6 +211,7 @@ def emit(
     subject: Annotated[str | None, typer.Option(help="the entity a file is about; default: its name")] = None,
     rate: Annotated[str | None, typer.Option(help="facts a second, or 'max'")] = None,
     tick: Annotated[bool, typer.Option("--tick", help="end with a tick on every partition, closing windows")] = False,
+    sign_with: SignWith = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Publish facts into a running domain."""
@@ -211,15 +219,18 @@ def emit(
 
     from contracts.domain import load_domain
     from jobs.settings import load_settings
-    from ops import kafka
+    from ops import kafka, producers
     from ops.player import Emitter, read_file, with_references
     from ops.run import closing_tick_ms
     from ops.world import load_world
 
     settings, world = load_settings(domain), load_world(domain)
     path = None if file == "-" else Path(file)
+    sign = None if sign_with is None else producers.signer(settings, sign_with)
+    if sign is None and settings.signed_facts == "required":
+        err.print(f"{domain} requires signed facts: what is not signed becomes a dead letter (--sign-with)", style="yellow")
     writer = kafka.producer(_bootstrap())
-    emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin")
+    emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin", sign=sign)
     items = read_file(path, world, subject=subject, max_ahead_ms=settings.max_ahead_s * 1000)
     items = with_references(items, graph, world, subject=subject)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
@@ -311,10 +322,10 @@ def replay(
                 table.add_column(column)
             for change in found["changes"]:
                 lost = ", ".join(f"{status} {n}" for status, n in change["outcomes"].items())
-                table.add_row(
+                table.add_row(*map(plain, (
                     change["action"], change["before"], change["after"], change["policies"],
-                    str(change["count"]), lost, change["examples"][0],
-                )  # fmt: skip
+                    change["count"], lost, change["examples"][0],
+                )))  # fmt: skip
             out.print(table)
         if found["broken_chains"]:
             err.print(f"[red]{found['broken_chains']} subjects have a broken chain:[/red] './flyball audit verify {domain}'")
@@ -359,7 +370,7 @@ def audit_verify(
         if last := told["last_head"]:
             out.print(f"last head, to be noted elsewhere: {last['number']}:{last['sha256']}", soft_wrap=True)
         for bad in found.bad[:20]:
-            err.print(bad.told(), style="red", markup=False, highlight=False, soft_wrap=True)
+            err.print(plain(bad.told()), style="red", highlight=False, soft_wrap=True)
     if found.bad:
         raise typer.Exit(1)
 
@@ -380,7 +391,7 @@ def audit_export(
         _print_json(events)
     else:
         for line in audit.readable(events):
-            out.print(line, markup=False, highlight=False)
+            out.print(plain(line), highlight=False)
 
 
 @command(app)
@@ -456,11 +467,11 @@ def policy_list(domain: Domain, as_json: AsJson = False) -> None:
         table.add_column(column)
     for name, entry in found.items():
         p = entry.policy
-        table.add_row(name, p.status, p.verdict, p.when, entry.published_at)
+        table.add_row(*map(plain, (name, p.status, p.verdict, p.when, entry.published_at)))
     out.print(table)
     for switch in switches:
         if switch.paused:
-            out.print(f"[yellow]paused[/yellow] agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}")
+            out.print(plain(f"paused agent {switch.agent or 'any'}, action {switch.action or 'any'}, subject {switch.subject or 'any'}"), style="yellow")
 
 
 @command(policy_app, "show")
@@ -536,10 +547,9 @@ def policy_diff(
     for column in ("action", "decided", "would have been", "by", "how many", "for example"):
         table.add_column(column)
     for change in found["changes"]:
-        table.add_row(
-            change["action"], change["before"], change["after"], change["policies"], str(change["count"]),
-            change["examples"][0],
-        )  # fmt: skip
+        table.add_row(*map(plain, (
+            change["action"], change["before"], change["after"], change["policies"], change["count"], change["examples"][0],
+        )))  # fmt: skip
     out.print(table)
 
 
@@ -558,14 +568,11 @@ def policy_coverage(
     for column in ("policy", "status", "in scope", "true", "false", "error"):
         table.add_column(column)
     for row in found["policies"]:
-        never = "[red]" if not row["true"] else ""
-        table.add_row(
-            f"{never}{row['policy']}", row["status"], str(row["in_scope"]), str(row["true"]),
-            str(row["false"]), str(row["error"]),
-        )  # fmt: skip
+        cells = (row["policy"], row["status"], row["in_scope"], row["true"], row["false"], row["error"])
+        table.add_row(*map(plain, cells), style=None if row["true"] else "red")
         for branch in row["branches"]:
-            mark = "[red]" if not branch["true"] else ""
-            table.add_row(f"{mark}  || {branch['when']}", "", "", str(branch["true"]), "", "")
+            cells = (f"  || {branch['when']}", "", "", branch["true"], "", "")
+            table.add_row(*map(plain, cells), style=None if branch["true"] else "red")
     out.print(table)
 
 
@@ -578,7 +585,7 @@ def policy_test(domain: Domain, file: Annotated[Path | None, typer.Argument(help
     for result in results:
         out.print(f"{'[green]ok[/green]' if result.problem is None else '[red]failed[/red]'} {result.case}")
         if result.problem is not None:
-            out.print(f"   {result.problem}")
+            out.print(plain(f"   {result.problem}"))
     failed = sum(result.problem is not None for result in results)
     if failed:
         raise SetupFailed(f"{failed} of {len(results)} cases failed")
@@ -676,10 +683,10 @@ def approvals_list(
         table.add_column(column)
     for row in shown:
         asks = "; ".join(f"{r['approvers']} of {', '.join(r['roles'])}" for r in row["requires"])
-        table.add_row(
+        table.add_row(*map(plain, (
             row["id"][:12], row["subject"], row["action"], _pairs(row["parameters"]), row["agent"], asks,
             min(r["deadline"] for r in row["requires"]), ", ".join(a["person"] for a in row["answers"]), row["state"],
-        )  # fmt: skip
+        )))  # fmt: skip
     out.print(table)
     err.print(f"{len(shown)} shown; './flyball approvals show {domain} ID' tells why, 'approve|refuse|edit' answers")
 
@@ -703,7 +710,7 @@ def approvals_show(domain: Domain, id: RequestId, as_json: AsJson = False) -> No
         ("on", f"{data['situation_type']} at {data['features_at']}: {_pairs(data['features'])}"),
         ("digest", told["action_digest"]),
     ):
-        out.print(f"  {name:<13}{value}", markup=False, highlight=False)
+        out.print(plain(f"  {name:<13}{value}"), highlight=False)
     for need in told["requires"]:
         nots = f", not by {', '.join(need['not_by'])}" if need["not_by"] else ""
         out.print(
@@ -711,10 +718,10 @@ def approvals_show(domain: Domain, id: RequestId, as_json: AsJson = False) -> No
             f" ({need['policy_id']}@{need['version']})", markup=False, highlight=False,
         )  # fmt: skip
     for note in request.notes:
-        out.print(f"  {note['what']:<13}{note['explanation']}", markup=False, highlight=False)
+        out.print(plain(f"  {note['what']:<13}{note['explanation']}"), highlight=False)
     if request.ended is not None:
         end = request.ended["data"]
-        out.print(f"  {'ended':<13}{end['verdict']} {end['reason']}: {end['explanation']}", markup=False, highlight=False)
+        out.print(plain(f"  {'ended':<13}{end['verdict']} {end['reason']}: {end['explanation']}"), highlight=False)
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -729,7 +736,7 @@ def _tell(entries: list[dict[str, Any]], as_json: bool) -> None:
         data = entry["data"]
         if not as_json:
             said = f"{data['verdict']} {data['reason']}" if "verdict" in data else data["what"]
-            out.print(f"{said}: {data['explanation']}", markup=False, highlight=False)
+            out.print(plain(f"{said}: {data['explanation']}"), highlight=False)
     last = entries[-1]["data"]
     if last.get("what") == "refused" or last.get("reason") == "override_not_permitted":
         raise typer.Exit(1)
@@ -800,6 +807,45 @@ def override(
     _tell(entries, as_json)
 
 
+# ----------------------------------------------------------------------------------- producers
+
+
+@command(producers_app, "keygen")
+def producers_keygen(
+    domain: Domain,
+    key_id: Annotated[str, typer.Argument(help="a name for the key, like 'meters-2026'; never used again")],
+    output: Annotated[Path | None, typer.Option(help="where the private key goes; default: KEY_ID.pem here")] = None,
+) -> None:
+    """Make a producer's key: the private one in a file, the public one as an entry for producers.yaml."""
+    from jobs.settings import load_settings
+    from ops import producers
+
+    settings = load_settings(domain)
+    made = producers.keygen(settings, key_id, output or Path(f"{key_id}.pem"))
+    err.print(f"the private key is in {made.file}; add below 'keys:' in {settings.producers_file}:", soft_wrap=True)
+    sys.stdout.write(made.entry)
+
+
+@command(producers_app, "list")
+def producers_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Every key of conf/DOMAIN/producers.yaml, and what it may sign."""
+    from contracts.domain import load_domain
+    from jobs.settings import load_settings
+    from udfs.signed_facts import load_producers
+
+    keys = load_producers(load_settings(domain).producers_file, load_domain(domain))
+    if as_json:
+        _print_json([key.model_dump(mode="json") for key in keys])
+        return
+    table = Table(box=None)
+    for column in ("key", "producer", "types", "subjects", "not before", "not after"):
+        table.add_column(column)
+    for key in keys:
+        cells = (key.key_id, key.producer, ", ".join(key.types), ", ".join(key.subjects), key.not_before or "", key.not_after or "")
+        table.add_row(*map(plain, cells))
+    out.print(table)
+
+
 # -------------------------------------------------------------------------------------- models
 
 
@@ -852,7 +898,7 @@ def model_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("alias", "version", "status", "sha256", "published_at"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("alias", "version", "status", "sha256", "published_at")))
+        table.add_row(*(plain(row[c]) for c in ("alias", "version", "status", "sha256", "published_at")))
     out.print(table)
 
 
@@ -895,7 +941,7 @@ def prompt_list(domain: Domain, as_json: AsJson = False) -> None:
     for column in ("prompt", "status", "model", "sha256", "published_at"):
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("prompt", "status", "model", "sha256", "published_at")))
+        table.add_row(*(plain(row[c]) for c in ("prompt", "status", "model", "sha256", "published_at")))
     out.print(table)
 
 
@@ -919,7 +965,7 @@ def prompt_show(
         _print_json(prompt.model_dump(mode="json"))
         return
     out.print(f"{prompts.name_of(prompt)} {prompt.status}, for {prompt.model}, sha256 {prompt.sha256}")
-    out.print(prompt.text, markup=False, highlight=False)
+    out.print(plain(prompt.text), highlight=False)
 
 
 @command(prompt_app, "test")
@@ -949,7 +995,7 @@ def prompt_test(
         state = "[dim]left out[/dim]" if result.left_out else "[green]ok[/green]" if result.problem is None else "[red]failed[/red]"
         out.print(f"{state} {result.case}")
         if result.problem is not None:
-            out.print(f"   {result.problem}", markup=False, highlight=False)
+            out.print(plain(f"   {result.problem}"), highlight=False)
     if failed:
         raise SetupFailed(f"{failed} of {len(results)} cases failed")
     out.print(f"{len(results) - left_out} cases passed" + (f", {left_out} left out" if left_out else ""))
@@ -1020,7 +1066,7 @@ def letters_list(domain: Domain, as_json: AsJson = False) -> None:
         told = row["state"].replace("_", " ")
         if row["after"] is not None:
             told += f" as {row['after'][:12]}"
-        table.add_row(row["id"][:100], row["cause"], row["place"][:100], str(row["bytes"]), told, row["message"][:100])
+        table.add_row(*(plain(str(row[c])[:100]) for c in ("id", "cause", "place", "bytes")), told, plain(row["message"][:100]))
     out.print(table)
 
 
@@ -1184,6 +1230,36 @@ def sql(
     if chosen is None:
         raise SetupFailed("no domain is up; name one with --domain")
     raise typer.Exit(sql_client.run(_home(), chosen, file))
+
+
+@command(app)
+def sbom(
+    output: Annotated[Path | None, typer.Option(help="write it here instead of standard output")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="look the parts up in a database of known vulnerabilities")] = False,
+    database: Annotated[str, typer.Option(help="where OSV's API is spoken")] = "https://api.osv.dev",
+) -> None:
+    """What an installation consists of, as CycloneDX JSON; with --audit, exit code 1 when a part is known to be vulnerable."""
+    from datetime import UTC, datetime
+
+    from ops import sbom as bills
+
+    bom = bills.bill(_home(), now=datetime.now(UTC))
+    known = []
+    if audit:
+        with err.status("asking the vulnerability database"):
+            known = bills.audit(bom, database=database)
+    text = bills.as_json(bom)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text)
+        err.print(f"{len(bom.components)} parts written to {output}")
+    for one in known:
+        err.print(f"[red]{one.id}[/red] {one.purl}", highlight=False, soft_wrap=True)
+    if audit:
+        err.print(f"{len(known)} known vulnerabilities in {len(bom.components)} parts")
+    if known:
+        raise typer.Exit(1)
 
 
 @command(app)

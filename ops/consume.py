@@ -133,7 +133,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class _Commanded:
+class Commanded:
     """A command as read from its topic."""
 
     order: Order
@@ -145,7 +145,7 @@ class _Commanded:
     expiry: str | None
 
     @classmethod
-    def read(cls, value: bytes | None) -> _Commanded:
+    def read(cls, value: bytes | None) -> Commanded:
         """Raises BadInput with a dead-letter cause."""
         if not value:
             raise BadInput(Cause.EMPTY, "expected a command, came an empty record")
@@ -160,6 +160,8 @@ class _Commanded:
             expiry = event.get("expirytime")
             if isinstance(expiry, str):
                 parse_time_ms(expiry)
+            due_ms = parse_time_ms(command.event_time)
+            format_time_ms(due_ms)  # its outcome must bear a time
             return cls(
                 Order(
                     command.command_id, command.action, subject, command.parameters, command.event_time,
@@ -169,13 +171,13 @@ class _Commanded:
                 correlation_id=str(event.get("correlationid") or event["id"]),
                 traceparent=str(event["traceparent"]) if "traceparent" in event else None,
                 hops=int(str(event["hops"])),
-                due_ms=parse_time_ms(command.event_time),
+                due_ms=due_ms,
                 expiry=expiry if isinstance(expiry, str) else None,
             )  # fmt: skip
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise BadInput(Cause.DATA_INVALID, f"data.{first['loc']}: {first['msg']}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadInput(Cause.ENVELOPE_INVALID, f"expected a command: {error!r}") from None
 
     def without_handler(self, waited_s: float) -> Done | None:
@@ -442,7 +444,7 @@ class Commands:
     def _handle(self, record: kafka.Record) -> int | None:
         """One command; None when it is finished, else when to come again (wall time, ms)."""
         try:
-            command = _Commanded.read(record.value)
+            command = Commanded.read(record.value)
         except BadInput as refused:
             self._bury(record, refused, record.appended_ms)
             return None

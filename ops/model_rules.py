@@ -33,9 +33,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from contracts.data import Slug
 from contracts.errors import SetupFailed
-from jobs.settings import read_yaml
 from udfs.reason.prompt import BEGIN, END
 from udfs.reason.reply import ABSTAIN, SHAPE
+from udfs.yaml_file import read_yaml
 
 _PATH = re.compile(r"\$([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)\Z")
 _HOLE = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)\}")

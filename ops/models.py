@@ -35,6 +35,8 @@ def read_model(card: Path) -> ModelAlias:
         content = artefact.read_bytes()
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelRefused(f"{card}: expected a model card and {artefact.name}: {error}") from None
+    if not isinstance(found, dict):
+        raise ModelRefused(f"{card}: expected a model card, a JSON object; came {type(found).__name__}")
     found |= {
         "sha256": hashlib.sha256(content).hexdigest(),
         "artefact_base64": base64.b64encode(content).decode(),
@@ -44,6 +46,8 @@ def read_model(card: Path) -> ModelAlias:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise ModelRefused(f"{card}: {first['loc']}: {first['msg']}") from None
+    except orjson.JSONEncodeError as error:  # nested too deeply
+        raise ModelRefused(f"{card}: expected a model card: {error}") from None
     load_model(alias)
     return alias
 
@@ -84,6 +88,6 @@ def published(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[s
             continue
         try:
             ModelAlias.model_validate_json(orjson.dumps(event.get("data")))
-        except ValidationError:
+        except (ValidationError, orjson.JSONEncodeError):
             continue  # `propose` keeps it in dead letters
         yield record.offset, event

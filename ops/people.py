@@ -27,10 +27,11 @@ from contracts.approval import Person, PersonName, PublicKey, Right
 from contracts.data import Slug
 from contracts.errors import SetupFailed
 from contracts.topics import topic
-from jobs.settings import ROOT, read_yaml
+from jobs.settings import ROOT
 from ops import kafka
 from ops.home import Home
 from udfs.policy.signing import public_text
+from udfs.yaml_file import read_yaml
 
 # The key of the domain's audit heads lies among those of people (ops/sealer.py).
 AUDIT_KEY = "audit-heads"
@@ -61,8 +62,8 @@ def people_file(domain: str) -> Path:
     return ROOT / "conf" / domain / "people.yaml"
 
 
-def _read(domain: str) -> _File:
-    path = people_file(domain)
+def read_people(path: Path) -> _File:
+    """People and roles as conf/<domain>/people.yaml has them; nobody without the file. Raises SetupFailed."""
     if not path.exists():
         return _File(roles={}, people=())
     try:
@@ -116,7 +117,7 @@ def people(home: Home, domain: str) -> list[Person]:
 
     Raises SetupFailed for a file that is none.
     """
-    file = _read(domain)
+    file = read_people(people_file(domain))
     return [
         Person(
             person=entry.person,
@@ -135,7 +136,7 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, Person]:
         if event.get("type") == Person.event_type:
             try:
                 person = Person.model_validate_json(orjson.dumps(event["data"]))
-            except (ValidationError, KeyError):
+            except (ValidationError, KeyError, TypeError):
                 continue
             found[person.person] = person
     return found

@@ -113,7 +113,7 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]
             continue
         try:
             policy = Policy.model_validate_json(orjson.dumps(event["data"]))
-        except (ValidationError, KeyError):
+        except (ValidationError, KeyError, TypeError):
             continue
         name = f"{policy.policy_id}@{policy.version}"
         found[name] = PublishedPolicy(policy, offset, str(event.get("time")))
@@ -127,7 +127,7 @@ def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
         if event.get("type") == PolicySwitch.event_type:
             try:
                 switch = PolicySwitch.model_validate(event["data"])
-            except (ValidationError, KeyError):
+            except (ValidationError, KeyError, TypeError):
                 continue
             found[(switch.agent, switch.action, switch.subject)] = switch
     return list(found.values())

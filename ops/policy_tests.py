@@ -8,10 +8,11 @@ from typing import Any
 
 from contracts.domain import load_domain
 from contracts.errors import BadInput, SetupFailed
-from jobs.settings import load_settings, read_yaml
+from jobs.settings import load_settings
 from ops import policies
 from udfs.policy import cases
 from udfs.policy.policy_set import PolicySet
+from udfs.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)

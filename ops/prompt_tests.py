@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contracts.domain import DomainContract, load_domain
 from contracts.errors import ReplyRefused, SetupFailed
 from contracts.prompt import Prompt
-from jobs.settings import load_settings, read_yaml
+from jobs.settings import load_settings
 from ops import prompts
 from udfs.agents.core import Situation, scalar_columns
 from udfs.agents.definition import LlmAgent
@@ -38,6 +38,7 @@ from udfs.reason.caller import client
 from udfs.reason.masking import Mask
 from udfs.reason.prompt import messages
 from udfs.reason.reply import ABSTAIN, Reply, read_reply, response_format
+from udfs.yaml_file import read_yaml
 
 Ask = Callable[[LlmAgent, Prompt, Situation], Awaitable[str]]
 _EVENT_TIME = "2026-01-01T00:00:00Z"

@@ -100,7 +100,7 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPrompt]
     for offset, event in _events(bootstrap_servers, domain):
         try:
             prompt = Prompt.model_validate_json(orjson.dumps(event["data"]))
-        except (ValidationError, KeyError):
+        except (ValidationError, KeyError, TypeError):
             continue  # `reason` keeps it in dead letters
         found[name_of(prompt)] = PublishedPrompt(prompt, offset, str(event.get("time")))
     return found

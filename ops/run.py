@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from rich.table import Table
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
-from ops import flink_jobs, instance, kafka, people, shipped, trace
+from ops import flink_jobs, instance, kafka, people, producers, shipped, trace
 from ops.home import Home
+from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
 from ops.ports import choose
 from ops.watch import Seen, Watch, percentiles
@@ -43,6 +44,7 @@ class Asked:
     is_resumed: bool = False
     seed: int = 1
     count: int | None = None
+    sign_with: Path | None = None
 
 
 def bring_up(
@@ -165,6 +167,7 @@ def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
         raise SetupFailed(
             "an instance already runs here; './flyball down' stops it ('emit' plays facts into it)"
         )
+    _sign(asked, load_settings(asked.domain))
     keeper = None if asked.is_kept else os.getpid()
     try:
         settings, seconds = bring_up(
@@ -186,6 +189,15 @@ def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
     return report
 
 
+def _sign(asked: Asked, settings: Settings) -> Callable[[bytes, str], bytes] | None:
+    """What signs the facts that are played; None where they bear no signature."""
+    if asked.sign_with is not None:
+        return producers.signer(settings, asked.sign_with)
+    if settings.signed_facts == "required":
+        raise SetupFailed(f"{asked.domain} requires signed facts: expected --sign-with KEYFILE, a key of {settings.producers_file}")
+    return None
+
+
 def _play(
     asked: Asked, home: Home, settings: Settings, console: Console, began: float, setup_s: float
 ) -> dict[str, Any]:
@@ -201,7 +213,8 @@ def _play(
     path = asked.input or default_input(settings)
     writer = kafka.producer(bootstrap)
     emitter = Emitter(
-        load_domain(asked.domain), writer, file_name=path.name if path else f"seed-{asked.seed}"
+        load_domain(asked.domain), writer, file_name=path.name if path else f"seed-{asked.seed}",
+        sign=_sign(asked, settings),
     )
     failure: list[BaseException] = []
 
@@ -299,10 +312,10 @@ def _live_view(domain: str, seen: Seen, emitted: Emitted, is_playing: bool) -> G
     latest = Table(box=None, show_header=False, padding=(0, 1))
     for event in list(seen.latest):
         data = event["data"]
-        latest.add_row(
-            str(event.get("time")), str(event.get("subject")), str(data.get("verdict")),
-            str(data.get("action")), str(data.get("reason")), str(data.get("explanation"))[:80],
-        )  # fmt: skip
+        latest.add_row(*map(plain, (
+            event.get("time"), event.get("subject"), data.get("verdict"), data.get("action"), data.get("reason"),
+            str(data.get("explanation"))[:80],
+        )))  # fmt: skip
     return Group(counts, latest)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from contracts.errors import FlyballError
 from ops import flink_jobs, instance, kafka
 from ops.home import Home
+from ops.plain import plain
 
 
 def running_domains(home: Home) -> list[str]:
@@ -91,7 +92,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         for column in columns:
             table.add_column(column.replace("_", " "))
         for row in rows:
-            table.add_row(*(str(row.get(column, "")) for column in columns))
+            table.add_row(*(plain(row.get(column, "")) for column in columns))
         console.print(table)
     for domain, lags in found["lag"].items():
         console.print(f"lag {domain}: " + ", ".join(f"{k} {v}" for k, v in lags.items()))

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from rich.text import Text
 from rich.tree import Tree
 
 from contracts.topics import topic
 from ops import kafka
+from ops.plain import plain
 
 CHAIN = ("facts", "situations", "proposals", "decisions", "approvals", "commands", "outcomes")
 
@@ -79,14 +81,14 @@ def tree_data(chain: list[Link]) -> list[dict[str, Any]]:
     return roots
 
 
-def _line(node: dict[str, Any]) -> str:
+def _line(node: dict[str, Any]) -> Text:
     event, data = node["event"], node["event"].get("data") or {}
     told = {
         "fact": lambda: f"{event['type']} {_short(data)}",
         "situation": lambda: f"{event['type']} {_short(data)}",
         "proposal": lambda: f"{data['agent']} proposes {data['action']} (confidence"
         f" {data['confidence']:.4f}): {data['reason']}",
-        "decision": lambda: f"[bold]{data['verdict']}[/bold] {data['action']}: {data['reason']}"
+        "decision": lambda: f"{data['verdict']} {data['action']}: {data['reason']}"
         f" ({data['explanation']})" if "verdict" in data else f"{data['what']}: {data['explanation']}",
         "answer": lambda: f"{data['person']}: {data.get('answer', 'override')} {data['reason']}",
         "command": lambda: f"{data['action']} {_short(data['parameters'])}",
@@ -96,7 +98,12 @@ def _line(node: dict[str, Any]) -> str:
         text = told[node["noun"]]()
     except (KeyError, TypeError, ValueError):
         text = str(event.get("type"))
-    return f"[cyan]{node['noun']:<9}[/cyan] [dim]{str(node['id'])[:12]} {event.get('time')}[/dim] {text}"
+    told_text = plain(text)
+    if node["noun"] == "decision" and "verdict" in data:
+        told_text.stylize("bold", 0, len(str(data["verdict"])))
+    where = plain(f" {str(node['id'])[:12]} {event.get('time')} ")
+    where.stylize("dim")
+    return Text.assemble((f"{node['noun']:<9}", "cyan"), where, told_text)
 
 
 def _short(data: dict[str, Any]) -> str:
@@ -110,7 +117,7 @@ def _short(data: dict[str, Any]) -> str:
 def as_tree(roots: list[dict[str, Any]]) -> Tree:
     """The same for people."""
     subject = roots[0]["event"].get("subject") if roots else ""
-    tree = Tree(f"chain of [bold]{subject}[/bold]", guide_style="dim")
+    tree = Tree(Text.assemble("chain of ", plain(subject)), guide_style="dim")
 
     def grow(branch: Tree, node: dict[str, Any]) -> None:
         twig = branch.add(_line(node))

@@ -30,6 +30,7 @@ from contracts.envelope import (
 from contracts.errors import BadInput
 from contracts.rfc_syntax import is_uri_reference
 from contracts.topics import MAX_FACT_BYTES
+from udfs.signed_facts import SignatureCheck
 
 # What of a record a dead letter keeps: with base64 around it, it still fits MAX_RECORD_BYTES. Only a
 # record over MAX_FACT_BYTES is ever cut, and only where its producer compressed it past the broker.
@@ -86,19 +87,25 @@ def _event_model(contract: DomainContract, fact: type[FactData]) -> type[BaseMod
 
 
 class FactReader:
-    """Validates the raw records of one domain's facts and outcomes. Build once, use for each record."""
+    """Validates the raw records of one domain's facts and outcomes. Build once, use for each record.
 
-    def __init__(self, contract: DomainContract, *, max_ahead_ms: int) -> None:
+    `signatures`: who judges those of producers; None takes any fact as if it bore none.
+    """
+
+    def __init__(
+        self, contract: DomainContract, *, max_ahead_ms: int, signatures: SignatureCheck | None = None
+    ) -> None:
         self._contract = contract
         self._max_ahead_ms = max_ahead_ms
+        self._signatures = signatures
         models = tuple(_event_model(contract, fact) for fact in contract.facts.values())
         union: Any = Union[models]  # noqa: UP007  # made at run time from the contract
         self._adapter: TypeAdapter[Any] = TypeAdapter(
             Annotated[union, Field(discriminator="type")]
         )
 
-    def read(self, key: bytes | None, value: bytes | None, now_ms: int) -> Fact:
-        """The fact in the record (`key`, `value`), received at wall time `now_ms`.
+    def read(self, key: bytes | None, value: bytes | None, now_ms: int, topic: str = "") -> Fact:
+        """The fact in the record (`key`, `value`), received on `topic` at wall time `now_ms`.
 
         Raises BadInput with a code of contracts.dead_letter.Cause.
         """
@@ -119,10 +126,11 @@ class FactReader:
                 Cause.ENVELOPE_INVALID,
                 f"attribute 'source': expected a URI-reference, came {event.source[:64]!r}",
             )
-        extra = event.model_extra
-        self._refuse_repeated_keys(value, event, extra)
-        if extra:
-            check_cloud_event(parse_json(value))
+        whole: dict[str, Any] | None = None
+        if event.model_extra:
+            whole = check_cloud_event(parse_json(value))
+        else:
+            self._refuse_repeated_keys(value, event)
         event_ms = self._event_ms(event.time, now_ms)
         if key is None or key != event.subject.encode():
             shown = None if key is None else key[:64]
@@ -130,6 +138,8 @@ class FactReader:
                 Cause.KEY_MISMATCH,
                 f"expected the record key to be the subject {event.subject[:64]!r}, came {shown!r}",
             )
+        if self._signatures is not None:
+            self._signatures.check(whole, kind=event.type, subject=event.subject, topic=topic, now_ms=now_ms)
         return Fact(
             event.id,
             event.type,
@@ -159,7 +169,7 @@ class FactReader:
         return event_ms
 
     @staticmethod
-    def _refuse_repeated_keys(value: bytes, event: Any, extra: dict[str, Any] | None) -> None:
+    def _refuse_repeated_keys(value: bytes, event: Any) -> None:
         """JSON parsers keep the last of two equal keys in silence; we refuse the record.
 
         Cheap proof first: with no backslash in the text and no blank before a colon, `":` occurs
@@ -167,8 +177,7 @@ class FactReader:
         """
         distinct = len(event.model_fields_set) + len(event.data.model_fields_set)
         if (
-            not extra
-            and b"\\" not in value
+            b"\\" not in value
             and value.count(b'":') == distinct
             and not _SPACED_KEY.search(value)
         ):

@@ -13,6 +13,7 @@ from contracts.domain import load_domain
 from contracts.errors import BadInput
 from udfs import samples
 from udfs.serde import FactReader, dead_letter
+from udfs.signed_facts import Mode, ProducerKey, SignatureCheck
 
 _FLINK_TYPES = {
     "STRING": DataTypes.STRING,
@@ -51,13 +52,22 @@ class ReadFact(TableFunction):
     deterministic: "now" is the broker's append time, so a replay judges as the first run did.
     """
 
-    def __init__(self, domain: str, max_ahead_s: int) -> None:
+    def __init__(
+        self, domain: str, max_ahead_s: int, keys: tuple[ProducerKey, ...], signed_facts: Mode, signature_max_age_s: int
+    ) -> None:
         self._domain = domain
         self._max_ahead_s = max_ahead_s
+        self._keys = [key.model_dump(mode="json") for key in keys]
+        self._signed_facts: Mode = signed_facts
+        self._signature_max_age_s = signature_max_age_s
 
     def open(self, function_context: FunctionContext) -> None:
         contract = load_domain(self._domain)
-        self._read = FactReader(contract, max_ahead_ms=self._max_ahead_s * 1000).read
+        signatures = SignatureCheck(
+            self._domain, [ProducerKey.model_validate(key) for key in self._keys], mode=self._signed_facts,
+            max_age_ms=self._signature_max_age_s * 1000,
+        )  # fmt: skip
+        self._read = FactReader(contract, max_ahead_ms=self._max_ahead_s * 1000, signatures=signatures).read
         names = list(contract.fact_columns())
         width = len(ENVELOPE_COLUMNS) + len(names)
         self._empty = [None] * (width - 2)
@@ -72,7 +82,7 @@ class ReadFact(TableFunction):
         key = None if key is None else bytes(key)
         value = None if value is None else bytes(value)
         try:
-            fact = self._read(key, value, appended_ms)
+            fact = self._read(key, value, appended_ms, topic)
         except BadInput as refused:
             place, letter = dead_letter(
                 domain=self._domain, stage="context", cause=refused.code, message=str(refused),

@@ -14,7 +14,8 @@ from functools import cache
 from math import pi, sin
 from typing import Any, Literal
 
-from jobs.settings import ROOT, read_yaml
+from jobs.settings import ROOT
+from udfs.yaml_file import read_yaml
 
 Kind = Literal["service", "store", "external"]
 DRAWN_FROM = ROOT / "data" / "incidents" / "simulated.yaml"

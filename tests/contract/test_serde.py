@@ -187,7 +187,9 @@ def test_a_fact_is_refused_when_its_key_is_not_its_subject(key: bytes | None) ->
 
 def test_every_cause_of_the_edge_has_a_row_when_counted() -> None:
     elsewhere = {Cause.KEY_MISMATCH, Cause.ROW_INVALID, Cause.MODEL_REFUSED, Cause.POLICY_REFUSED, Cause.REPLY_REFUSED, Cause.AGENT_GONE,
-        Cause.SIGNATURE_INVALID, Cause.HANDLER_FAILED,
+        # tests/unit/test_signed_facts.py, tests/flink/test_signed_facts.py
+        Cause.HANDLER_FAILED, Cause.SIGNATURE_INVALID, Cause.SIGNATURE_MISSING, Cause.SIGNATURE_MISPLACED, Cause.SIGNATURE_EXPIRED,
+        Cause.PRODUCER_UNKNOWN, Cause.PRODUCER_NOT_PERMITTED, Cause.REPLAYED,
     }
     assert {cause for cause, _ in REFUSED.values()} == set(Cause) - elsewhere
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from contracts.data import ActionParameters, SituationData, Slug
 from contracts.domain import DomainContract, columns
 from contracts.errors import SetupFailed
+from udfs.yaml_file import read_yaml
 
 FEATURE = re.compile(r"\$([a-z][a-z0-9_]*)\Z")
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)(?::[.0-9a-z%,]*)?\}")
@@ -177,12 +176,7 @@ def load_agents(path: Path, contract: DomainContract) -> tuple[AnyAgent, ...]:
 
     Raises SetupFailed naming the file, the agent, what was expected and what came.
     """
-    try:
-        found = YAML(typ="safe").load(path.read_text())
-    except FileNotFoundError:
-        raise SetupFailed(f"expected the domain's agents in {path}, found no such file") from None
-    except YAMLError as error:
-        raise SetupFailed(f"{path}: not YAML: {error}") from None
+    found = read_yaml(path)
     if not isinstance(found, dict) or set(found) != {"agents"}:
         raise SetupFailed(f"{path}: expected one key 'agents' with a list")
     try:

@@ -136,6 +136,8 @@ def read_alias(text: bytes | None) -> tuple[ModelAlias, LoadedModel]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise BadInput(Cause.MODEL_REFUSED, f"{first['loc']}: {first['msg']}") from None
+    except orjson.JSONEncodeError as error:  # nested too deeply
+        raise BadInput(Cause.MODEL_REFUSED, f"expected a model event: {error}") from None
     except ModelRefused as error:
         raise BadInput(Cause.MODEL_REFUSED, str(error)) from None
 

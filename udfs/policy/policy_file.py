@@ -20,9 +20,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from contracts.errors import PolicyProblem, PolicyRefused
 from contracts.policy import Example, Policy
 from udfs.policy.cel import CheckedCondition, Evaluation, bind, check
+from udfs.yaml_file import too_much
 
-MAX_CHARACTERS: Final = 262_144
 MAX_NODES: Final = 20_000
+# Of an integer; a longer one is a text, and refused as such.
+MAX_DIGITS: Final = 40
 _CORE: Final = "tag:yaml.org,2002:"
 _ESCAPES: Final = {"x": 4, "u": 6, "U": 10}
 
@@ -80,8 +82,8 @@ class _Document:
 
     def read(self) -> dict[str, Any]:
         """The document as plain values. Raises PolicyRefused when it is not YAML as admitted."""
-        if len(self.text) > MAX_CHARACTERS:
-            self.refuse(1, 1, f"at most {MAX_CHARACTERS} characters", f"{len(self.text)}")
+        if expected := too_much(self.text):
+            self.refuse(1, 1, expected, "more")
             self.raise_problems()
         try:
             self.root = YAML(typ="safe", pure=True).compose(self.text)
@@ -145,6 +147,8 @@ class _Document:
             case "int":
                 plain = text.replace("_", "")
                 try:
+                    if len(plain) > MAX_DIGITS:
+                        return text
                     return int(plain, 0) if plain.lstrip("+-").startswith("0") else int(plain)
                 except ValueError:
                     return text

@@ -30,10 +30,15 @@ def public_text(key: Ed25519PrivateKey) -> str:
     return _text(key.public_key().public_bytes_raw())
 
 
+def public_bytes(text: str) -> bytes:
+    """The 32 bytes of a public key as `public_text` gives it. Raises ValueError."""
+    return _bytes(text)
+
+
 def is_signed(public_key: str, signature: str, message: bytes) -> bool:
     """Whether `signature` is that of `message` by the holder of `public_key`. Never raises."""
     try:
-        Ed25519PublicKey.from_public_bytes(_bytes(public_key)).verify(_bytes(signature), message)
+        Ed25519PublicKey.from_public_bytes(public_bytes(public_key)).verify(_bytes(signature), message)
     except (InvalidSignature, ValueError):
         return False
     return True

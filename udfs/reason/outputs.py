@@ -43,6 +43,8 @@ def read_prompt_event(value: bytes) -> Prompt:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise BadInput(Cause.DATA_INVALID, f"{first['loc']}: {first['msg']}") from None
+    except orjson.JSONEncodeError as error:  # nested too deeply
+        raise BadInput(Cause.DATA_INVALID, f"expected a prompt event: {error}") from None
     if digest(prompt.text) != prompt.sha256:
         raise BadInput(Cause.DATA_INVALID, f"prompt {prompt.prompt_id!r}: the text does not have the digest {prompt.sha256}")
     return prompt

@@ -21,6 +21,7 @@ from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.masking import Mask
 from udfs.reason.reply import ABSTAIN, action_schema, schema_of
+from udfs.yaml_file import too_much
 
 FRONT = ("prompt_id", "version", "model", "schema")
 BEGIN, END = "<situation>", "</situation>"
@@ -52,6 +53,8 @@ def read_prompt_file(text: str, where: str) -> Prompt:
     if end is None:
         raise SetupFailed(f"{where}:{len(lines)}: expected '---' after the front matter, found none")
     front = "\n".join(lines[1:end])
+    if expected := too_much(front):
+        raise SetupFailed(f"{where}:2: expected {expected}")
     try:
         found = YAML(typ="safe", pure=True).load(front)
     except MarkedYAMLError as error:

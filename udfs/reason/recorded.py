@@ -176,15 +176,23 @@ class Exchanges:
                 raise BrokerUnavailable(f"{self._topic}/{partition}: nothing came from offset {place.offset} for {_TIMEOUT_S:.0f} s")
 
     def _keep(self, message: Message) -> None:
-        try:
-            event = orjson.loads(message.value() or b"")
-            if event.get("type") == Exchange.event_type:
+        match read_exchange(message.value()):
+            case Exchange() as exchange:
                 # The question itself is not needed to use its answer, and is the most of what there is.
-                exchange = Exchange.model_validate(event["data"]).model_copy(update={"request": ""})
+                exchange = exchange.model_copy(update={"request": ""})
                 place = Recorded(exchange, int(message.partition() or 0), int(message.offset() or 0))
                 self._turns.setdefault(exchange.call_id, {}).setdefault(exchange.turn, place)
-            elif event.get("type") == Concluded.event_type:
-                concluded = Concluded.model_validate(event["data"])
+            case Concluded() as concluded:
                 self._concluded.setdefault(concluded.call_id, concluded)
-        except (orjson.JSONDecodeError, ValidationError, KeyError, AttributeError):
-            return  # written by nobody of ours
+
+
+def read_exchange(value: bytes | None) -> Exchange | Concluded | None:
+    """What a record of the exchanges topic holds; None for what nobody of ours wrote."""
+    try:
+        event = orjson.loads(value or b"")
+        for kind in (Exchange, Concluded):
+            if event.get("type") == kind.event_type:
+                return kind.model_validate(event["data"])
+    except (orjson.JSONDecodeError, ValidationError, KeyError, AttributeError):
+        pass
+    return None
