@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks import endurance, reasoning
 from benchmarks.bed import bench_home
+from benchmarks.growth import growth
 from benchmarks.latency import approval_to_command, latency, policy_publish
 from benchmarks.rates import context_rate, govern_rate, govern_with_many_policies, open_subjects
 from benchmarks.scaled_out import scaled_out
@@ -51,6 +52,7 @@ TARGETS = {
     "soak": ("80 % of the measured maximum for 30 minutes; slopes after the first third", "flat"),
     "overload": ("five times the maximum for a minute", "none undecided or repeated; latency returns"),
     "hot_key": ("one subject takes half of the facts, at half of the maximum", "others as without"),
+    "growth": ("one more policy, agent, subject, remembered id", "-"),
     "scaled_out": ("the same input with 1 subtask, and with 4 on two TaskManagers", "0 differ"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),
     "cpu_probe_s": ("a fixed Python loop on the idle machine, before each run", "-"),
@@ -99,6 +101,7 @@ def plans(minutes: float | None = None) -> dict[str, Callable[[], dict[str, Any]
         "soak": lambda: {"soak": endurance.soak(minutes or 30)},
         "overload": lambda: {"overload": endurance.overload(minutes or 1)},
         "hot_key": lambda: {"hot_key": endurance.hot_key(minutes or 1)},
+        "growth": lambda: {"growth": growth()},
         "scaled_out": lambda: {"scaled_out": scaled_out()},
         "first_decision": lambda: {"first_decision_s": first_decision()},
     }

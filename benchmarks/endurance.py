@@ -22,10 +22,11 @@ from confluent_kafka import Message
 from rich.console import Console
 
 from benchmarks.bed import bench_home, environment, finish_load, load, reader, start_load, wait_until
+from benchmarks.growth import state_bytes
 from contracts.decision import Decision
 from contracts.errors import JobFailed
 from contracts.topics import topic
-from ops import cluster, flink_jobs, instance, kafka
+from ops import flink_jobs, instance, kafka
 from ops.home import CHECKOUT, Home
 from ops.run import bring_up
 from ops.watch import percentiles
@@ -208,6 +209,7 @@ def soak(minutes: float) -> dict[str, Any]:
             "maximum_facts_per_s": bench.maximum, "facts_per_s": rate, "minutes": minutes, "facts": count,
             "undecided": bench.follow.open, "repeated": bench.follow.repeated, **bench.follow.told("soak"),
             "memory_mib": sum(samples[-1]["memory_mib"].values()), "state_mib": sum(samples[-1]["state_mib"].values()),
+            "disk_bytes_per_fact": _disk_bytes(bench.home) / bench.follow.facts,
             **_slopes(samples, by_minute),
             "samples": samples, "latency_by_minute": by_minute,
         }  # fmt: skip
@@ -223,11 +225,15 @@ def _until_written(bench: Bench, flow: list[subprocess.Popen[bytes]], look: Call
 
 def _sizes(home: Home) -> dict[str, dict[str, float]]:
     """MiB by process (PSS), and by job of its last checkpoint."""
-    port, state = flink_jobs.rest_port(home), {}
-    for job in flink_jobs.states(home, "machines"):
-        latest = cluster.get(port, f"/jobs/{job.job_id}/checkpoints")["latest"]["completed"] or {}
-        state[job.name] = latest.get("state_size", 0) / 2**20
-    return {"memory_mib": instance.memory_mib(home), "state_mib": state}
+    jobs = [f"machines.{job}" for job in flink_jobs.jobs_of("machines")]
+    return {
+        "memory_mib": instance.memory_mib(home), "state_mib": {job: state_bytes(home, job) / 2**20 for job in jobs},
+    }  # fmt: skip
+
+
+def _disk_bytes(home: Home) -> int:
+    """What lies in the topics, all of them."""
+    return sum(file.stat().st_size for file in (home.run / "broker" / "data").rglob("*.log"))
 
 
 def _by_minute(taken: Sequence[tuple[int, int]], began_ms: float) -> list[dict[str, float | None]]:

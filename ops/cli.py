@@ -1115,7 +1115,7 @@ def bench(
         typer.Option(
             help="measure only this; may be repeated: context, govern, govern_50, at_least_once, exactly_once,"
             " latency_50_policies, approval_to_command, policy_publish, subjects_1m, reason_100, reason_300,"
-            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, soak, overload, hot_key, scaled_out,"
+            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, soak, overload, hot_key, growth, scaled_out,"
             " first_decision"
         ),
     ] = None,
