@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from confluent_kafka import Message
 from rich.console import Console
 
 from benchmarks.bed import bench_home, environment, finish_load, load, reader, start_load, wait_until
@@ -46,19 +45,15 @@ _WARMING = 1 / 3
 _PATIENCE_S = 900.0
 
 
-class Follow(threading.Thread):
-    """Matches facts and decisions as a read_committed reader meets them, while used as a context manager.
+class Matches:
+    """Facts and their decisions, in whatever order they are met; each decision is about the chain a fact began.
 
-    Ready for use from any thread: `facts` and `decided` (how many of each), `repeated` (decisions whose id came
-    before), `open` (facts without a decision), and by run (the load's name in the subject) when each decided fact
-    was appended (wall ms) and how long its decision took to get here (ms).
+    `facts` and `decided` count each; `repeated` counts decisions whose id came before; `open` facts without a decision.
+    `taken`: run (the load's name in the subject) -> when each decided fact was appended (wall ms), and how long its decision
+    took to get here (ms).
     """
 
-    def __init__(self, bootstrap: str) -> None:
-        super().__init__(name="follow", daemon=True)
-        self._reader = reader(bootstrap, "facts", "decisions")
-        self._facts = topic("facts").of("machines")
-        self._stopping = threading.Event()
+    def __init__(self) -> None:
         self._open: dict[str, tuple[str, int]] = {}
         self._early: dict[str, float] = {}
         self._decisions: set[int] = set()
@@ -71,35 +66,54 @@ class Follow(threading.Thread):
     def open(self) -> int:
         return len(self._open)
 
-    def run(self) -> None:
-        while not self._stopping.is_set():
-            for record in self._reader.consume(1000, timeout=0.005):
-                self._take(record, time.time() * 1000)
-        self._reader.close()
+    def fact(self, event: dict[str, Any], appended_ms: int) -> None:
+        self.facts += 1
+        fact = event["subject"].rsplit("-", 1)[0], appended_ms
+        if (arrived := self._early.pop(event["id"], None)) is None:
+            self._open[event["id"]] = fact
+        else:
+            self._match(fact, arrived)
 
-    def _take(self, record: Message, now_ms: float) -> None:
-        event = orjson.loads(record.value() or b"{}")
-        if record.topic() == self._facts:
-            self.facts += 1
-            fact = event["subject"].rsplit("-", 1)[0], record.timestamp()[1]
-            if (arrived := self._early.pop(event["id"], None)) is None:
-                self._open[event["id"]] = fact
-            else:
-                self._match(fact, arrived)
-        elif event["type"] == Decision.event_type:
-            if (name := int(event["id"][:16], 16)) in self._decisions:
-                self.repeated += 1
-                return
-            self._decisions.add(name)
-            if (known := self._open.pop(event["correlationid"], None)) is None:
-                self._early[event["correlationid"]] = now_ms
-            else:
-                self._match(known, now_ms)
+    def decision(self, event: dict[str, Any], now_ms: float) -> None:
+        if (name := int(event["id"][:16], 16)) in self._decisions:
+            self.repeated += 1
+            return
+        self._decisions.add(name)
+        if (fact := self._open.pop(event["correlationid"], None)) is None:
+            self._early[event["correlationid"]] = now_ms
+        else:
+            self._match(fact, now_ms)
 
     def _match(self, fact: tuple[str, int], arrived_ms: float) -> None:
         run, appended_ms = fact
         self.decided += 1
         self.taken[run].append((appended_ms, max(0, round(arrived_ms - appended_ms))))
+
+    def told(self, run: str, prefix: str = "") -> dict[str, float | None]:
+        """p50 and p99 (ms) of a run."""
+        found = percentiles([taken for _, taken in self.taken[run]])
+        return {f"{prefix}p50_ms": found["p50"], f"{prefix}p99_ms": found["p99"]}
+
+
+class Follow(threading.Thread):
+    """Matches facts and decisions as a read_committed reader meets them, while used as a context manager."""
+
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__(name="follow", daemon=True)
+        self._reader = reader(bootstrap, "facts", "decisions")
+        self._stopping = threading.Event()
+        self.seen = Matches()
+
+    def run(self) -> None:
+        facts = topic("facts").of("machines")
+        while not self._stopping.is_set():
+            for record in self._reader.consume(1000, timeout=0.005):
+                event = orjson.loads(record.value() or b"{}")
+                if record.topic() == facts:
+                    self.seen.fact(event, record.timestamp()[1])
+                elif event["type"] == Decision.event_type:
+                    self.seen.decision(event, time.time() * 1000)
+        self._reader.close()
 
     def __enter__(self) -> Follow:
         self.start()
@@ -114,17 +128,12 @@ class Follow(threading.Thread):
 
         def is_done() -> bool:
             meanwhile()
-            return self.facts >= facts and not self._open
+            return self.seen.facts >= facts and not self.seen.open
 
         wait_until(
-            is_done, lambda: f"lost: {self.open} of {self.facts} facts are not decided, {facts} were written;",
+            is_done, lambda: f"lost: {self.seen.open} of {self.seen.facts} facts are not decided, {facts} were written;",
             timeout_s=_PATIENCE_S,
         )  # fmt: skip
-
-    def told(self, run: str, prefix: str = "") -> dict[str, float | None]:
-        """p50 and p99 (ms) of a run."""
-        found = percentiles([taken for _, taken in self.taken[run]])
-        return {f"{prefix}p50_ms": found["p50"], f"{prefix}p99_ms": found["p99"]}
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class Bench:
 
     def at(self, rate: float, seconds: float, run: str, **options: Any) -> None:
         """A steady rate for so long, and every fact of it decided."""
-        wanted = self.follow.facts + (count := round(rate * seconds))
+        wanted = self.follow.seen.facts + (count := round(rate * seconds))
         load(self.home, "facts", count, rate=rate, run=run, **options)
         self.follow.wait_decided(wanted)
 
@@ -166,14 +175,14 @@ def _maximum(home: Home, follow: Follow) -> float:
     """Facts decided a second when more are offered: each step offers half as much again, until it is too much."""
     rate, most = _FIRST_RATE, 0.0
     while True:
-        before = follow.facts
+        before = follow.seen.facts
         flow = start_load(home, "facts", round(rate * _STEP_S), rate=rate, run=f"ramp{rate:.0f}")
-        wait_until(lambda before=before: follow.facts > before, lambda: "no fact came", timeout_s=60)  # type: ignore[misc]
+        wait_until(lambda before=before: follow.seen.facts > before, lambda: "no fact came", timeout_s=60)  # type: ignore[misc]
         time.sleep(_STEP_S / 3)
-        since, offered, decided = time.monotonic(), follow.facts, follow.decided
+        since, offered, decided = time.monotonic(), follow.seen.facts, follow.seen.decided
         time.sleep(_STEP_S / 2)
         took_s = time.monotonic() - since
-        offered_per_s, decided_per_s = (follow.facts - offered) / took_s, (follow.decided - decided) / took_s
+        offered_per_s, decided_per_s = (follow.seen.facts - offered) / took_s, (follow.seen.decided - decided) / took_s
         finish_load(flow)
         follow.wait_decided(before + round(rate * _STEP_S))
         most = max(most, decided_per_s)
@@ -191,7 +200,7 @@ def soak(minutes: float) -> dict[str, Any]:
     """
     with running(FLYBALL_REMEMBER_S=str(_REMEMBER_S)) as bench:
         rate = 0.8 * bench.maximum
-        wanted = bench.follow.facts + (count := round(rate * minutes * 60))
+        wanted = bench.follow.seen.facts + (count := round(rate * minutes * 60))
         samples: list[dict[str, Any]] = []
         began, began_ms = time.monotonic(), time.time() * 1000
         flow = start_load(
@@ -200,16 +209,16 @@ def soak(minutes: float) -> dict[str, Any]:
 
         def sample() -> None:
             if (at := time.monotonic() - began) >= len(samples) * _SAMPLE_S:
-                samples.append({"at_s": at, **_sizes(bench.home), "undecided": bench.follow.open})
+                samples.append({"at_s": at, **_sizes(bench.home), "undecided": bench.follow.seen.open})
 
         _until_written(bench, flow, sample)
         bench.follow.wait_decided(wanted)
-        by_minute = _by_minute(bench.follow.taken["soak"], began_ms)
+        by_minute = _by_minute(bench.follow.seen.taken["soak"], began_ms)
         return {
             "maximum_facts_per_s": bench.maximum, "facts_per_s": rate, "minutes": minutes, "facts": count,
-            "undecided": bench.follow.open, "repeated": bench.follow.repeated, **bench.follow.told("soak"),
+            "undecided": bench.follow.seen.open, "repeated": bench.follow.seen.repeated, **bench.follow.seen.told("soak"),
             "memory_mib": sum(samples[-1]["memory_mib"].values()), "state_mib": sum(samples[-1]["state_mib"].values()),
-            "disk_bytes_per_fact": _disk_bytes(bench.home) / bench.follow.facts,
+            "disk_bytes_per_fact": _disk_bytes(bench.home) / bench.follow.seen.facts,
             **_slopes(samples, by_minute),
             "samples": samples, "latency_by_minute": by_minute,
         }  # fmt: skip
@@ -277,22 +286,22 @@ def overload(minutes: float) -> dict[str, Any]:
     with running() as bench:
         bench.at(bench.maximum / 2, 20, "before")
         count = round(5 * bench.maximum * 60 * minutes)
-        wanted = bench.follow.facts + count
+        wanted = bench.follow.seen.facts + count
         looks = _Looks(bench.home)
         began = time.monotonic()
         flow = start_load(bench.home, "facts", count, rate=5 * bench.maximum, run="overload")
         _until_written(bench, flow, looks.look)
-        ended, backlog = time.monotonic(), bench.follow.open
+        ended, backlog = time.monotonic(), bench.follow.seen.open
         bench.follow.wait_decided(wanted, looks.look)
         drained = time.monotonic()
         looks.close()
         bench.at(bench.maximum / 2, 20, "after")
         return {
             "maximum_facts_per_s": bench.maximum, "facts": count, "offered_per_s": count / (ended - began),
-            "undecided": bench.follow.open, "repeated": bench.follow.repeated, "backlog": backlog,
+            "undecided": bench.follow.seen.open, "repeated": bench.follow.seen.repeated, "backlog": backlog,
             "drain_s": drained - ended, "decided_per_s": count / (drained - began),
-            **bench.follow.told("before", "before_"), **bench.follow.told("overload", "overload_"),
-            **bench.follow.told("after", "after_"),
+            **bench.follow.seen.told("before", "before_"), **bench.follow.seen.told("overload", "overload_"),
+            **bench.follow.seen.told("after", "after_"),
             "pressure": looks.told(), "bottleneck": looks.bottleneck(),
         }  # fmt: skip
 
@@ -340,11 +349,11 @@ def hot_key(minutes: float) -> dict[str, Any]:
         rate = bench.maximum / 2
         bench.at(rate, 60 * minutes, "even", machines=100)
         bench.at(rate, 60 * minutes, "skewed", machines=100, is_half_hot=True)
-        if not bench.follow.taken["hot.skewed"]:
+        if not bench.follow.seen.taken["hot.skewed"]:
             raise JobFailed("expected decisions about the hot subject, came none")
         return {
             "maximum_facts_per_s": bench.maximum, "facts_per_s": rate,
-            **bench.follow.told("even", "without_"), **bench.follow.told("skewed", "others_with_"),
-            **bench.follow.told("hot.skewed", "hot_"),
-            "undecided": bench.follow.open, "repeated": bench.follow.repeated,
+            **bench.follow.seen.told("even", "without_"), **bench.follow.seen.told("skewed", "others_with_"),
+            **bench.follow.seen.told("hot.skewed", "hot_"),
+            "undecided": bench.follow.seen.open, "repeated": bench.follow.seen.repeated,
         }  # fmt: skip
