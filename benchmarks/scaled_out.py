@@ -29,6 +29,8 @@ DOMAINS = {"machines": None, "payments": 0}
 _LINES = 6
 _READINGS = 3000
 _PAYMENTS = 4000
+# Six jobs of up to four subtasks on two TaskManagers.
+_SLOTS = "{taskmanager.numberOfTaskSlots: 12}"
 _WIDE_SUBJECTS = 40
 _WIDE_LIMIT = 7
 _WIDE = f"""\
@@ -81,7 +83,9 @@ def scaled_out() -> dict[str, Any]:
 def _played(taskmanagers: int, parallelism: int) -> Found:
     home = bench_home()
     try:
-        with environment(FLYBALL_TASKMANAGERS=str(taskmanagers), FLYBALL_PARALLELISM=str(parallelism)):
+        with environment(
+            FLYBALL_TASKMANAGERS=str(taskmanagers), FLYBALL_PARALLELISM=str(parallelism), FLYBALL_FLINK=_SLOTS
+        ):
             bootstrap = prepared(home)
             for domain in DOMAINS:
                 kafka.create_topics(bootstrap, domain)
