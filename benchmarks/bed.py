@@ -62,22 +62,25 @@ def policy_folder(home: Home, policies: dict[str, str]) -> list[Path]:
 
 
 def load(
-    home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench", machines: int = 200
-) -> None:
-    """Write records with as many processes as help."""
-    finish_load(start_load(home, what, count, rate=rate, run=run, machines=machines))
+    home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench", machines: int = 200,
+    is_half_hot: bool = False,
+) -> None:  # fmt: skip
+    """Write records with as many processes as help. `is_half_hot`: every second fact about one more machine."""
+    finish_load(start_load(home, what, count, rate=rate, run=run, machines=machines, is_half_hot=is_half_hot))
 
 
 def start_load(
-    home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench", machines: int = 200
-) -> list[subprocess.Popen[bytes]]:
-    """As `load`, but does not wait for its end: see finish_load."""
+    home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench", machines: int = 200,
+    is_half_hot: bool = False, is_made_as_due: bool = False,
+) -> list[subprocess.Popen[bytes]]:  # fmt: skip
+    """As `load`, but does not wait for its end: see finish_load. `is_made_as_due`: not all of it ahead in memory."""
     workers = 1 if rate else 2
     bootstrap = str(home.read_state()["bootstrap_servers"])
     command = [sys.executable, "-m", "benchmarks.load", what, "--bootstrap-servers", bootstrap,
                "--count", str(count), "--run", run, "--machines", str(machines)]  # fmt: skip
     if rate:
         command += ["--rate", str(rate)]
+    command += ["--half-hot"] * is_half_hot + ["--as-due"] * is_made_as_due
     return [
         subprocess.Popen([*command, "--share", f"{n}/{workers}"], cwd=CHECKOUT,
                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
@@ -130,20 +133,21 @@ def topic_rate(home: Home, name: str, wanted: int, timeout_s: float = 300) -> fl
 
 def count_committed(bootstrap: str, name: str) -> int:
     """How many records of a topic a read_committed reader gets; offsets count transactions' ends too."""
-    reader = _reader(bootstrap, name, from_beginning=True)
-    open_ends, found = len(reader.assignment()), 0
+    found_by = reader(bootstrap, name, from_beginning=True)
+    open_ends, found = len(found_by.assignment()), 0
     while open_ends:
-        for record in reader.consume(10_000, timeout=1.0):
+        for record in found_by.consume(10_000, timeout=1.0):
             if record.error() is None:
                 found += 1
             else:
                 open_ends -= 1
-    reader.close()
+    found_by.close()
     return found
 
 
-def _reader(bootstrap: str, name: str, *, from_beginning: bool, domain: str = "machines") -> Consumer:
-    reader = Consumer(
+def reader(bootstrap: str, *names: str, from_beginning: bool = False, domain: str = "machines") -> Consumer:
+    """Reads these topics, committed records only, from their beginning or from where they end now."""
+    found = Consumer(
         {
             "bootstrap.servers": bootstrap,
             "group.id": "bench",
@@ -153,13 +157,16 @@ def _reader(bootstrap: str, name: str, *, from_beginning: bool, domain: str = "m
             "fetch.wait.max.ms": 20,
         }
     )
-    full = topic(name).of(domain)
-    places = [TopicPartition(full, part) for part in reader.list_topics(full, timeout=10).topics[full].partitions]
+    places = [
+        TopicPartition(full, part)
+        for full in (topic(name).of(domain) for name in names)
+        for part in found.list_topics(full, timeout=10).topics[full].partitions
+    ]
     for place in places:
-        begin, end = reader.get_watermark_offsets(place)
+        begin, end = found.get_watermark_offsets(place)
         place.offset = begin if from_beginning else end
-    reader.assign(places)
-    return reader
+    found.assign(places)
+    return found
 
 
 class Arrivals(threading.Thread):
@@ -174,7 +181,7 @@ class Arrivals(threading.Thread):
         *, domain: str = "machines",
     ) -> None:  # fmt: skip
         super().__init__(daemon=True)
-        self._reader = _reader(bootstrap, name, from_beginning=False, domain=domain)
+        self._reader = reader(bootstrap, name, domain=domain)
         self._of = of
         self._stopping = threading.Event()
         self.arrived: dict[str, float] = {}

@@ -21,10 +21,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import reasoning
+from benchmarks import endurance, reasoning
 from benchmarks.bed import bench_home
+from benchmarks.growth import growth
 from benchmarks.latency import approval_to_command, latency, policy_publish
 from benchmarks.rates import context_rate, govern_rate, govern_with_many_policies, open_subjects
+from benchmarks.scaled_out import scaled_out
 from contracts.errors import SetupFailed
 from jobs.settings import load_settings
 from ops import instance, models
@@ -47,6 +49,11 @@ TARGETS = {
     "reason_idle_percent": ("of a core, for job `reason` while nothing is asked", "3 %"),
     "reason_killed": ("kill -9 of the TaskManager, 200 calls in flight", "answered once, none asked again"),
     "alert_to_remedy_ms": ("an alert to its remediation command, model of 1 s", "p99 2500 ms"),
+    "soak": ("80 % of the measured maximum for 30 minutes; slopes after the first third", "flat"),
+    "overload": ("five times the maximum for a minute", "none undecided or repeated; latency returns"),
+    "hot_key": ("one subject takes half of the facts, at half of the maximum", "others as without"),
+    "growth": ("one more policy, agent, subject, remembered id", "-"),
+    "scaled_out": ("the same input with 1 subtask, and with 4 on two TaskManagers", "0 differ"),
     "first_decision_s": ("first decision after ./flyball run", "25 s"),
     "cpu_probe_s": ("a fixed Python loop on the idle machine, before each run", "-"),
     "memory_mib": ("whole memory of the running loop, while it runs at 1000 facts/s", "4096 MiB"),
@@ -68,8 +75,11 @@ def first_decision() -> float:
     return float(json.loads(report.read_text())["seconds"]["first_decision"])
 
 
-def plans() -> dict[str, Callable[[], dict[str, Any]]]:
-    """What can be measured, by the name `--only` takes (listed in its help, ops/cli.py): figures by name."""
+def plans(minutes: float | None = None) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What can be measured, by the name `--only` takes (listed in its help, ops/cli.py): figures by name.
+
+    `minutes`: how long soak takes, overload has too much, each half of hot_key takes; instead of 30, 1 and 1.
+    """
     return {
         "context": lambda: {"context_facts_per_s": context_rate(1_500_000)},
         "govern": lambda: {"govern_proposals_per_s": govern_rate(200_000)},
@@ -88,14 +98,21 @@ def plans() -> dict[str, Callable[[], dict[str, Any]]]:
         "reason_idle": lambda: {"reason_idle_percent": reasoning.idle_cost()},
         "reason_killed": lambda: {"reason_killed": reasoning.killed()},
         "alert_to_remedy": lambda: {"alert_to_remedy_ms": reasoning.alert_to_remedy(60)},
+        "soak": lambda: {"soak": endurance.soak(minutes or 30)},
+        "overload": lambda: {"overload": endurance.overload(minutes or 1)},
+        "hot_key": lambda: {"hot_key": endurance.hot_key(minutes or 1)},
+        "growth": lambda: {"growth": growth()},
+        "scaled_out": lambda: {"scaled_out": scaled_out()},
         "first_decision": lambda: {"first_decision_s": first_decision()},
     }
 
 
-def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[str, Any]:
+def measure(
+    only: list[str], runs: int, output: Path, console: Console, minutes: float | None = None
+) -> dict[str, Any]:
     """Run the chosen measurements `runs` times each, print medians, write every run as JSON."""
     models.shipped_models("machines")
-    known = plans()
+    known = plans(minutes)
     unknown = set(only) - set(known)
     if unknown:
         raise SetupFailed(f"--only: expected some of {sorted(known)}, came {sorted(unknown)}")
@@ -109,11 +126,13 @@ def measure(only: list[str], runs: int, output: Path, console: Console) -> dict[
                 with console.status(f"{name}: run {number} of {runs}"):
                     for figure, value in plan().items():
                         found.setdefault(figure, []).append(value)
-                console.print(f"[dim]{name} {number}/{runs}: { {k: v[-1] for k, v in found.items()} }[/dim]")
+                told = {figure: _median(values[-1:]) for figure, values in found.items()}
+                console.print(f"[dim]{name} {number}/{runs}: {told}[/dim]")
     finally:
         instance.stop(bench_home())
     result = {
-        "command": f"./flyball bench --runs {runs}" + "".join(f" --only {o}" for o in only),
+        "command": f"./flyball bench --runs {runs}" + "".join(f" --only {o}" for o in only)
+        + (f" --minutes {minutes:g}" if minutes else ""),
         "machine": {
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -144,9 +163,11 @@ def _named(delivery: str, latencies: dict[str, float | None], memory: float) -> 
 
 
 def _median(values: list[Any]) -> Any:
-    if isinstance(values[0], dict):
-        return {key: statistics.median(value[key] for value in values) for key in values[0]}
-    return statistics.median(values)
+    """Of numbers; of dicts by key, what is no number (a series, a name, nothing measured) left out: the runs have it."""
+    if not isinstance(values[0], dict):
+        return statistics.median(values)
+    keys = [key for key in values[0] if all(isinstance(value[key], int | float) for value in values)]
+    return {key: statistics.median(value[key] for value in values) for key in keys}
 
 
 def _cpu_name() -> str:

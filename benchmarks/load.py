@@ -6,9 +6,9 @@ With confluent-kafka: at 1,000 records/s kafka-python takes a quarter of one of 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
-from collections import deque
 
 from confluent_kafka import Producer
 
@@ -21,9 +21,15 @@ START_MS = 1_750_000_000_000
 STEP_MS = 60_000
 
 
-def fact(number: int, machines: int, run: str, source: random.Random) -> tuple[bytes, bytes]:
-    """The number-th reading of a plant of `machines` machines: key and value."""
-    machine = f"{run}-{number % machines}"
+def fact(
+    number: int, machines: int, run: str, source: random.Random, *, is_half_hot: bool = False
+) -> tuple[bytes, bytes]:
+    """The number-th reading of a plant of `machines` machines: key and value.
+
+    `is_half_hot`: every second one is about one more machine, `hot.<run>-0`.
+    """
+    is_hot = is_half_hot and number % 2
+    machine = f"hot.{run}-0" if is_hot else f"{run}-{(number // 2 if is_half_hot else number) % machines}"
     value = write_event(
         event_id=derive_id(f"{machine}|{number}", "bench", run),
         source="/flyball/machines/bench",
@@ -94,6 +100,8 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=200)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--run", default="bench")
+    parser.add_argument("--half-hot", action="store_true", help="every second fact about one more machine")
+    parser.add_argument("--as-due", action="store_true", help="make each record when it is due, not all of them ahead")
     parser.add_argument("--share", default="0/1", help="this process writes the records n mod m")
     asked = parser.parse_args()
     load_domain("machines")
@@ -124,7 +132,9 @@ def main() -> None:
     source = random.Random(mine)
     numbers = range(mine, asked.count, of)
     if asked.what == "facts":
-        records = (fact(number, asked.machines, asked.run, source) for number in numbers)
+        records = (
+            fact(number, asked.machines, asked.run, source, is_half_hot=asked.half_hot) for number in numbers
+        )
     else:
         made = situation if asked.what == "situations" else proposal
         records = (made(number, asked.machines, asked.run) for number in numbers)
@@ -135,13 +145,13 @@ def main() -> None:
                 writer.poll(0)
     else:
         # Made ahead and sent every 5 ms, so that the load itself takes little of the cores measured.
-        ready = deque(records)
+        ready = records if asked.as_due else iter(list(records))
         began, sent = time.monotonic(), 0
-        while ready:
+        while sent < len(numbers):
             time.sleep(0.005)
             due = int((time.monotonic() - began) * asked.rate / of) + 1
-            for _ in range(min(due - sent, len(ready))):
-                write(*ready.popleft())
+            for record in itertools.islice(ready, due - sent):
+                write(*record)
                 sent += 1
             writer.poll(0)
     writer.flush()

@@ -21,7 +21,7 @@ from ops import cluster, flink_jobs, instance, kafka, policies, replay
 from ops.home import Home
 
 MANAGED_MIB = 2048
-_HOLDS_ON = """\
+HOLDS_ON = """\
 policy_id: open-subjects
 version: 1
 status: active
@@ -99,11 +99,11 @@ def open_subjects(count: int) -> dict[str, float]:
     flink = f"{{taskmanager.memory.managed.size: {MANAGED_MIB}mb, taskmanager.numberOfTaskSlots: 1}}"
     with environment(FLYBALL_FLINK=flink):
         bootstrap = prepared(home)
-        publish(bootstrap, policy_folder(home, {"open-subjects": _HOLDS_ON}))
+        publish(bootstrap, policy_folder(home, {"open-subjects": HOLDS_ON}))
         load(home, "proposals", count, machines=count)
         flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
         rate = topic_rate(home, "decisions", count, timeout_s=300 + count / 500)
-        _wait_for_checkpoint_of_all(home, bootstrap)
+        wait_for_checkpoint_of_all(home, bootstrap)
     for name in ("decisions", "commands"):
         if (found := count_committed(bootstrap, name)) != count:
             raise JobFailed(f"expected {count} {name}, a subject each, came {found}")
@@ -118,7 +118,7 @@ def open_subjects(count: int) -> dict[str, float]:
     }
 
 
-def _wait_for_checkpoint_of_all(home: Home, bootstrap: str) -> None:
+def wait_for_checkpoint_of_all(home: Home, bootstrap: str) -> None:
     """Until `govern` runs and has completed a checkpoint that holds every proposal, and one more."""
     lags = kafka.LagReader(bootstrap, "machines", ["govern"])
     try:

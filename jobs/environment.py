@@ -28,9 +28,10 @@ def configuration(name: str, settings: Settings) -> Configuration:
     config = Configuration()
     transactional = name == "govern" and settings.delivery == "exactly_once"
     interval = settings.checkpoint_interval_ms if transactional else settings.recovery_interval_ms
+    parallelism = settings.context_parallelism if name == "context" else None
     values = {
         "pipeline.name": f"{settings.domain}.{name}",
-        "parallelism.default": str(settings.parallelism),
+        "parallelism.default": str(parallelism or settings.parallelism),
         "pipeline.max-parallelism": "128",
         "execution.checkpointing.interval": f"{interval} ms",
         "execution.checkpointing.min-pause": "50 ms",

@@ -29,6 +29,10 @@ class Settings(BaseModel):
     checkpoint_interval_ms: int = Field(default=250, ge=50, description="govern, exactly once")
     recovery_interval_ms: int = Field(default=5000, ge=50, description="all other checkpoints")
     parallelism: int = Field(default=1, ge=1, le=4, description="subtasks of each operator")
+    context_parallelism: int | None = Field(
+        default=None, ge=1, le=4,
+        description="of job context, where it differs: 1 where views go by another key than the subject",
+    )
     max_ahead_s: int = Field(default=3600, ge=0, description="how far a fact may lead wall time")
     watermark_delay_s: int = Field(default=600, ge=0, description="lateness windows wait for")
     max_hops: int = Field(default=6, ge=1, description="how often a chain may go round the loop")

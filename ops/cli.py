@@ -1279,16 +1279,20 @@ def bench(
         typer.Option(
             help="measure only this; may be repeated: context, govern, govern_50, at_least_once, exactly_once,"
             " latency_50_policies, approval_to_command, policy_publish, subjects_1m, reason_100, reason_300,"
-            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, first_decision"
+            " reason_throughput, reason_idle, reason_killed, alert_to_remedy, soak, overload, hot_key, growth, scaled_out,"
+            " first_decision"
         ),
     ] = None,
     runs: Annotated[int, typer.Option(help="runs of each measurement; medians are printed")] = 3,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="how long soak (30), overload (1) and each half of hot_key (1) take")
+    ] = None,
     output: Annotated[Path, typer.Option(help="JSON with every run")] = Path("benchmarks/latest.json"),
 ) -> None:
     """Measure speed and memory on this machine."""
     from benchmarks.bench import measure
 
-    measure(only=only or [], runs=runs, output=output, console=out)
+    measure(only=only or [], runs=runs, output=output, console=out, minutes=minutes)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -26,6 +26,10 @@ from udfs.agents.definition import LlmAgent, load_agents
 
 JOBS = ("context", "propose", "reason", "govern")
 SUBMIT_PATIENCE_S = 180.0
+_NO_SLOTS = (
+    ". No slot is free: a job takes as many as its parallelism. More TaskManagers (FLYBALL_TASKMANAGERS), or more slots"
+    " on each (FLYBALL_FLINK='{taskmanager.numberOfTaskSlots: 16}')"
+)
 
 
 @dataclass(frozen=True)
@@ -283,7 +287,8 @@ def wait_running(
         if time.monotonic() > deadline:
             late = [job for job in states(home, domain) if job.name in wanted - running]
             causes = "; ".join(f"{j.name} {j.state}: {root_cause(home, j.job_id)}" for j in late)
-            raise JobFailed(f"expected {sorted(wanted)} to run within {timeout_s:.0f} s. {causes}")
+            hint = "" if cluster.get(port, "/overview")["slots-available"] else _NO_SLOTS
+            raise JobFailed(f"expected {sorted(wanted)} to run within {timeout_s:.0f} s. {causes}{hint}")
         time.sleep(0.1)
 
 

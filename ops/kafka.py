@@ -98,7 +98,7 @@ def create_topics(bootstrap_servers: str, domain: str) -> None:
             NewTopic(
                 name=row.of(domain),
                 num_partitions=row.partitions,
-                replication_factor=1,
+                replication_factor=-1,  # the broker's default.replication.factor: one here, three where there are three
                 topic_configs={
                     "retention.ms": str(row.retention_ms),
                     "cleanup.policy": row.cleanup,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,12 @@ def test_an_interval_says_days_and_time(seconds: int, wanted: str) -> None:
 def test_derived_ids_are_stable() -> None:
     """SQL makes the same ids (tests/flink): changing this changes every id in every log."""
     assert derive_id("cause", "stage", "producer", 1) == "5eac4e675d6b58dfe5efa29c3f0d9b4e"
+
+
+@pytest.mark.parametrize("domain", sorted(path.parent.name for path in (ROOT / "conf").glob("*/domain.yaml")))
+def test_a_domain_whose_views_go_by_another_key_than_the_subject_runs_context_as_one_subtask(domain: str) -> None:
+    # By another key a subject's rows take several ways and may overtake each other (docs/decisions/0026).
+    queries = domain_views(ROOT / "sql" / domain).values()
+    keys = {key.strip(" ()\n") for query in queries for key in re.findall(r"PARTITION BY ([^\n]*?)(?: ORDER BY|,? DESCRIPTOR|\n)", query)}
+    assert keys, "every domain has a view with a key"
+    assert (load_settings(domain).context_parallelism == 1) == (keys != {"subject"})
