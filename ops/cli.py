@@ -183,6 +183,42 @@ def down() -> None:
 
 
 @command(app)
+def upgrade(
+    domain: Domain,
+    job: Annotated[str, typer.Argument(help="context, propose, reason or govern")],
+    source: Annotated[Path | None, typer.Option("--from", help="the checkout to run from now on; default: this one, as it is now")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="begin without state (context, propose): all facts kept are read again")] = False,
+    within: Annotated[float, typer.Option(help="seconds the new version has to come up")] = 120.0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Stop a job with a savepoint, start it on other code from there; go back if that does not come up.
+
+    The other jobs run on, on the code they have. Exit code 1 when the old version runs again.
+    """
+    from ops.home import CHECKOUT
+    from ops.upgrade import upgrade as run_upgrade
+
+    done = run_upgrade(
+        _home(), domain, job, err if as_json else out, checkout=source.resolve() if source else CHECKOUT, is_anew=anew,
+        within_s=within,
+    )  # fmt: skip
+    if as_json:
+        _print_json(done.told())
+    elif done.outcome == "unchanged":
+        out.print(f"{domain}.{job} runs this code already ({done.after}); nothing was stopped")
+    else:
+        for uid in done.without_state:
+            out.print(f"began without state: {uid}", markup=False, highlight=False)
+        out.print(
+            f"{domain}.{job}: {done.outcome.replace('_', ' ')}, {done.before} -> {done.after};"
+            f" it stood still for {done.seconds['stopped']:.1f} s", highlight=False,
+        )  # fmt: skip
+    if done.outcome == "rolled_back":
+        err.print(f"[red]rolled back:[/red] {done.cause}", highlight=False)
+        raise typer.Exit(1)
+
+
+@command(app)
 def status(as_json: AsJson = False) -> None:
     """Processes, jobs, lag, last checkpoint."""
     from ops.status import gather, show
