@@ -209,9 +209,10 @@ def upgrade(
     else:
         for uid in done.without_state:
             out.print(f"began without state: {uid}", markup=False, highlight=False)
+        still = "nothing was decided" if job == "govern" else "it stood still"
         out.print(
             f"{domain}.{job}: {done.outcome.replace('_', ' ')}, {done.before} -> {done.after};"
-            f" it stood still for {done.seconds['stopped']:.1f} s", highlight=False,
+            f" {still} for {done.seconds['stopped']:.1f} s", highlight=False,
         )  # fmt: skip
     if done.outcome == "rolled_back":
         err.print(f"[red]rolled back:[/red] {done.cause}", highlight=False)

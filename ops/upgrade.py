@@ -78,32 +78,29 @@ def upgrade(
     flink_jobs.want(home, domain, asked.options, {name: code for name, code in asked.code.items() if name != job})
     stopped_at = time.monotonic()
     try:
-        try:
-            with _timed(done, "stopping", console, f"stopping {job} with a savepoint"):
-                done.savepoint = _stop(home, domain, job, running)
-        except BaseException:
-            client.cancel()
-            if (still := _of(home, domain, job)) is not None and still.state not in _SETTLED:
-                flink_jobs.want(home, domain, asked.options, asked.code)
-                raise
+        with _timed(done, "stopping", console, f"stopping {job} with a savepoint"):
+            done.savepoint = _stop(home, domain, job, running)
+    except BaseException as error:
+        client.cancel()
+        done.cause = str(error)
+        if (still := _of(home, domain, job)) is None or still.state in _SETTLED:
             _go_back(home, domain, job, asked, old, done, console, within_s)
-            raise
-        try:
-            with _timed(done, "starting", console, f"starting {new.name}{'' if is_anew else ' from it'}"):
-                client.go({} if is_anew else {job: done.savepoint}).wait()
-                _wait_up(home, domain, job, within_s)
-            done.outcome = "upgraded"
-        except BaseException as error:
-            client.cancel()
-            done.outcome, done.cause = "rolled_back", str(error)
-            console.print(f"{new.name} did not come up: {error}", markup=False, highlight=False)
-            _go_back(home, domain, job, asked, old, done, console, within_s)
-            if not isinstance(error, JobFailed | httpx.HTTPError):
-                raise
-    finally:
-        done.seconds["stopped"] = time.monotonic() - stopped_at
-    if done.outcome == "upgraded":
+        flink_jobs.want(home, domain, asked.options, asked.code)
+        raise
+    try:
+        with _timed(done, "starting", console, f"starting {new.name}{'' if is_anew else ' from it'}"):
+            client.go({} if is_anew else {job: done.savepoint}).wait()
+            works_at = _wait_up(home, domain, job, within_s)
+        done.outcome = "upgraded"
         flink_jobs.want(home, domain, asked.options, {**asked.code, job: new.name})
+    except BaseException as error:
+        client.cancel()
+        done.outcome, done.cause = "rolled_back", str(error)
+        console.print(f"{new.name} did not come up: {error}", markup=False, highlight=False)
+        works_at = _go_back(home, domain, job, asked, old, done, console, within_s)
+        if not isinstance(error, JobFailed | httpx.HTTPError):
+            raise
+    done.seconds["stopped"] = works_at - stopped_at
     return done
 
 
@@ -164,14 +161,19 @@ def _stop(home: Home, domain: str, job: str, running: JobState | None) -> str:
     raise JobFailed(f"expected a savepoint of {domain}.{job} within {STOP_PATIENCE_S:.0f} s, came none")
 
 
-def _wait_up(home: Home, domain: str, job: str, within_s: float) -> None:
-    """Until every task runs and a checkpoint is complete. Raises JobFailed with the root cause."""
+def _wait_up(home: Home, domain: str, job: str, within_s: float) -> float:
+    """Until every task runs and a checkpoint is complete; since when what it does shows (see `Upgraded`).
+
+    Raises JobFailed with the root cause.
+    """
     deadline = time.monotonic() + within_s
     flink_jobs.wait_running(home, domain, [job], timeout_s=within_s)
+    runs_at = time.monotonic()
+    is_transactional = job == "govern" and load_settings(domain).delivery == "exactly_once"
     while True:
         found = _of(home, domain, job)
         if found is not None and found.state == "RUNNING" and found.checkpoints_completed:
-            return
+            return time.monotonic() if is_transactional else runs_at
         if found is not None and found.state == "FAILED":
             raise JobFailed(f"{found.name} failed: {flink_jobs.root_cause(home, found.job_id)}")
         if time.monotonic() > deadline:
@@ -182,8 +184,8 @@ def _wait_up(home: Home, domain: str, job: str, within_s: float) -> None:
 
 def _go_back(
     home: Home, domain: str, job: str, asked: Wanted, old: Code, done: Upgraded, console: Console, within_s: float
-) -> None:
-    """The old version runs again. Raises JobFailed, with both causes, when it does not."""
+) -> float:
+    """The old version runs again; since when. Raises JobFailed, with both causes, when it does not."""
     try:
         with _timed(done, "going_back", console, f"going back to {old.name}"):
             flink_jobs.cancel(home, domain, [job])
@@ -192,13 +194,14 @@ def _go_back(
             newest = flink_jobs.latest_checkpoints(home, domain)[job]
             state = (done.savepoint or newest) if job in MAY_BEGIN_ANEW else newest
             Submission(home, domain, [job], options=asked.options, code=old, resume_from={job: state}).go().wait()
-            _wait_up(home, domain, job, within_s)
+            works_at = _wait_up(home, domain, job, within_s)
     except (JobFailed, httpx.HTTPError) as error:
         raise JobFailed(
             f"{done.cause}; and {old.name} did not start again: {error}. {domain}.{job} is stopped; its newest state is kept:"
             f" correct the code, and './flyball upgrade {domain} {job}' goes on from it"
         ) from None
     flink_jobs.want(home, domain, asked.options, asked.code)
+    return works_at
 
 
 def _wait_settled(home: Home, domain: str, job: str) -> None:
