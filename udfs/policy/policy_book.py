@@ -10,6 +10,7 @@ from contracts.dead_letter import Cause
 from contracts.errors import BadInput, PolicyRefused
 from contracts.policy import Policy, PolicySwitch
 from udfs.policy.policy_set import PolicySet
+from udfs.state import POLICIES
 
 
 class PolicyBook:
@@ -24,7 +25,7 @@ class PolicyBook:
     def from_json(cls, text: str | None) -> PolicyBook:
         book = cls()
         if text is not None:
-            raw = orjson.loads(text)
+            raw = POLICIES.load(text)
             book._policies = {
                 k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()
             }
@@ -33,13 +34,13 @@ class PolicyBook:
         return book
 
     def to_json(self) -> str:
-        return orjson.dumps(
+        return POLICIES.dump(
             {
                 "policies": {k: v.model_dump(mode="json") for k, v in self._policies.items()},
                 "switches": {k: v.model_dump(mode="json") for k, v in self._switches.items()},
                 "people": {k: v.model_dump(mode="json") for k, v in self._people.items()},
             }
-        ).decode()
+        )
 
     def compile(self) -> PolicySet:
         return PolicySet.compile(self._policies.values(), self._switches.values(), self._people.values())

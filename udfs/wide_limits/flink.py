@@ -19,6 +19,7 @@ from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, CircuitMoved, Claim, Settlement
 from udfs.policy.writing import STAGE
 from udfs.serde import write_event
+from udfs.state import LIMIT_CLAIMS
 from udfs.wide_limits.core import Outcome, WideLimits, as_grant
 
 _OWN = {kind.event_type: kind for kind in (Claim, Settlement, CircuitMoved)}
@@ -65,7 +66,7 @@ class WideCounter:
 
     def _keep(self, done: Outcome, limits: WideLimits) -> None:
         for entry in done.changed:
-            self._entries.put(entry.claim_id, orjson.dumps(entry).decode())
+            self._entries.put(entry.claim_id, LIMIT_CLAIMS.dump(entry))
         for name in done.forgotten:
             self._entries.remove(name)
         if done.changed or done.moves:
