@@ -220,6 +220,34 @@ def upgrade(
 
 
 @command(app)
+def state(
+    write: Annotated[bool, typer.Option("--write", help="write docs/state.yaml")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What each job keeps, by which operator uids, names, types and versions; compared with docs/state.yaml.
+
+    Exit code 1 when they differ (without --write).
+    """
+    from ops import state_list
+
+    with err.status("planning every job of every domain"):
+        found = state_list.ask()
+    if write:
+        state_list.FILE.write_text(state_list.as_text(found))
+    differing = state_list.differences(found, state_list.read() if state_list.FILE.exists() else {})
+    if as_json:
+        _print_json({"jobs": found, "differences": differing})
+    elif not write:
+        sys.stdout.write(state_list.as_text(found))
+    for difference in differing:
+        err.print(difference, markup=False, highlight=False, soft_wrap=True)
+    if differing:
+        err.print("A savepoint made before is found and read by what the file says: see 'Upgrading' in docs/operations.md;"
+                  " './flyball state --write' writes what is now")  # fmt: skip
+        raise typer.Exit(1)
+
+
+@command(app)
 def status(as_json: AsJson = False) -> None:
     """Processes, jobs, lag, last checkpoint."""
     from ops.status import gather, show

@@ -29,6 +29,7 @@ WAIT_MS = 20
 RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 # alias -> the latest good alias event; "\x00offset" -> how far the models topic was read.
 MODELS_STATE = MapStateDescriptor("models", Types.STRING(), Types.STRING())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset"
 
 
@@ -52,9 +53,7 @@ class Propose(KeyedBroadcastProcessFunction):
 
         contract = load_domain(self._domain)
         self._agents = Agents(contract, load_agents(Path(self._agents_file), contract))
-        self._waiting = runtime_context.get_list_state(
-            ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
-        )
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._loaded: dict[str, LoadedModel] | None = None
         self._is_ready = self._models_until == 0
 

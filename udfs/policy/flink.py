@@ -39,6 +39,9 @@ WAIT_MS = 20
 # side outputs from on_timer of a keyed broadcast function.
 RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
+SUBJECT_STATE = ValueStateDescriptor("subject", Types.STRING())
+SEEN_STATE = MapStateDescriptor("seen", Types.STRING(), Types.LONG())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
 # A claim that has no grant after this long is made again.
@@ -75,11 +78,9 @@ class Govern(KeyedBroadcastProcessFunction):
         contract = load_domain(self._domain)
         self._variables = contract.policy_variables()
         self._governor = Governor(contract, max_hops=self._max_hops)
-        self._subject = runtime_context.get_state(ValueStateDescriptor("subject", Types.STRING()))
-        self._seen = runtime_context.get_map_state(MapStateDescriptor("seen", Types.STRING(), Types.LONG()))
-        self._waiting = runtime_context.get_list_state(
-            ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
-        )
+        self._subject = runtime_context.get_state(SUBJECT_STATE)
+        self._seen = runtime_context.get_map_state(SEEN_STATE)
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._outcomes = topic("outcomes").of(self._domain)
         self._situations = topic("situations").of(self._domain)
         self._approvals = topic("approvals").of(self._domain)

@@ -48,6 +48,10 @@ _BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 # Agent, then the record: key, value, topic, partition, offset, when the broker appended it (ms).
 ROUTED = Types.ROW([Types.STRING(), _BYTES, _BYTES, Types.STRING(), Types.LONG(), Types.LONG(), Types.LONG()])
 CONTROL_STATE = MapStateDescriptor("control", Types.STRING(), Types.STRING())
+CALLS_STATE = MapStateDescriptor("calls", Types.STRING(), Types.STRING())
+BOOKS_STATE = ValueStateDescriptor("books", Types.STRING())
+DONE_STATE = MapStateDescriptor("done", Types.STRING(), Types.LONG())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset/"
 # Ids of what was concluded are remembered this long (wall time): a situation that `context` repeats is not asked again.
 _REMEMBER = Time.days(7)
@@ -105,12 +109,11 @@ class Reason(KeyedBroadcastProcessFunction):
         listed = load_agents(Path(self._agents_file), self._contract)
         self._agents = Agents(self._contract, listed)
         self._llm = {agent.agent: agent for agent in listed if isinstance(agent, LlmAgent)}
-        self._calls = runtime_context.get_map_state(MapStateDescriptor("calls", Types.STRING(), Types.STRING()))
-        self._books = runtime_context.get_state(ValueStateDescriptor("books", Types.STRING()))
-        done = MapStateDescriptor("done", Types.STRING(), Types.LONG())
-        done.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
-        self._done = runtime_context.get_map_state(done)
-        self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY()))
+        self._calls = runtime_context.get_map_state(CALLS_STATE)
+        self._books = runtime_context.get_state(BOOKS_STATE)
+        DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
+        self._done = runtime_context.get_map_state(DONE_STATE)
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._desks: dict[str, Desk] = {}
         self._settling: dict[str, dict[str, Call]] = {}
         self._prompts: dict[str, Prompt] | None = None

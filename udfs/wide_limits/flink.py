@@ -22,6 +22,8 @@ from udfs.serde import write_event
 from udfs.state import LIMIT_CLAIMS
 from udfs.wide_limits.core import Outcome, WideLimits, as_grant
 
+LIMITS_STATE = ValueStateDescriptor("limits", Types.STRING())
+LIMIT_CLAIMS_STATE = MapStateDescriptor("limit_claims", Types.STRING(), Types.STRING())
 _OWN = {kind.event_type: kind for kind in (Claim, Settlement, CircuitMoved)}
 
 
@@ -33,10 +35,8 @@ class WideCounter:
 
     def __init__(self, domain: str, runtime_context: RuntimeContext) -> None:
         self._domain = domain
-        self._head = runtime_context.get_state(ValueStateDescriptor("limits", Types.STRING()))
-        self._entries = runtime_context.get_map_state(
-            MapStateDescriptor("limit_claims", Types.STRING(), Types.STRING())
-        )
+        self._head = runtime_context.get_state(LIMITS_STATE)
+        self._entries = runtime_context.get_map_state(LIMIT_CLAIMS_STATE)
         self._limits: WideLimits | None = None
 
     def take(self, event: Data) -> Iterator[Row]:
