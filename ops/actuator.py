@@ -27,6 +27,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from pydantic import ValidationError
 
 from contracts.command import Command
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
@@ -86,7 +87,7 @@ def act(
     seconds of event time after its cause may wait n seconds. Raises BadInput for a malformed one.
     """
     try:
-        command = Command.model_validate(event["data"])
+        command = Command.model_validate(current(Command, event))
         subject = str(event["subject"])
         hops = int(str(event["hops"]))
         due_ms = parse_time_ms(command.event_time)
@@ -122,7 +123,7 @@ def act(
         event_type=Outcome.event_type,
         subject=subject,
         time_ms=event_ms,
-        dataschema=schema_urn(domain, Outcome.event_type),
+        dataschema=schema_urn(domain, Outcome.event_type, Outcome.schema_version),
         correlation_id=str(event.get("correlationid") or event["id"]),
         causation_id=str(event["id"]),
         traceparent=str(event["traceparent"]) if "traceparent" in event else None,

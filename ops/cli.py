@@ -1118,7 +1118,7 @@ def contracts(
         from contracts.domain import known_domains
 
         if asyncapi + json_schema + ddl != 1:
-            raise SetupFailed("expected one of --asyncapi, --json-schema, --ddl, or check-event")
+            raise SetupFailed("expected one of --asyncapi, --json-schema, --ddl, or check, publish, check-event")
         if asyncapi:
             _print_json(asyncapi_text.document(known_domains()))
         elif json_schema:
@@ -1128,6 +1128,56 @@ def contracts(
 
             servers = os.environ.get("FLYBALL_BOOTSTRAP_SERVERS", "localhost:9092")
             sys.stdout.write("\n".join(ddl_text.script(d, servers) for d in known_domains()))
+
+
+@command(contracts_app, "check")
+def check_contracts(
+    compatibility: Annotated[str, typer.Option(help="backward: old events stay readable; forward: old readers read new events; full: both")] = "backward",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Compare every event type with its versions published before; names each break and what to do. Exit code 1 for any."""
+    from contracts import published
+    from contracts.domain import known_domains
+
+    if compatibility not in ("backward", "forward", "full"):
+        raise SetupFailed(f"--compatibility: expected backward, forward or full, came {compatibility!r}")
+    domains = known_domains()
+    found = published.check(domains, compatibility)  # type: ignore[arg-type]
+    new = [f"{event.name} {event.data.schema_version}" for event in published.unpublished(domains)]
+    if as_json:
+        _print_json({"ok": not found, "findings": [one.told() for one in found], "unpublished": new})
+    else:
+        for one in found:
+            err.print(str(one), style="red", markup=False, highlight=False, soft_wrap=True)
+        if new:
+            out.print(f"not published yet ('./flyball contracts publish'): {', '.join(new)}", soft_wrap=True)
+        checked = sum(1 for _ in published.types_of(domains))
+        out.print(f"{checked} event types, {len(found)} to correct ({compatibility})")
+    if found:
+        raise typer.Exit(1)
+
+
+@command(contracts_app, "publish")
+def publish_contracts(
+    replace: Annotated[
+        list[str] | None, typer.Option(help="publish this event type's version again, changed; only while nobody has events of it")
+    ] = None,
+) -> None:
+    """Write the next version of each event type whose `schema_version` is not published yet, if it may follow the last."""
+    from contracts import published
+    from contracts.domain import known_domains
+
+    domains, again = known_domains(), set(replace or ())
+    if unknown := again - {event.name for event in published.types_of(domains)}:
+        raise SetupFailed(f"--replace: expected event types, came {', '.join(sorted(unknown))}")
+    wrong = [one for one in published.check(domains) if one.event_type not in again]
+    if wrong:
+        raise SetupFailed("\n".join(["not published:", *map(str, wrong)]))
+    fresh = {event.name for event in published.unpublished(domains)}
+    written = [published.publish(event) for event in published.types_of(domains) if event.name in fresh | again]
+    for path in written:
+        out.print(f"wrote {path}", soft_wrap=True)
+    out.print(f"{len(written)} versions published")
 
 
 @command(contracts_app, "check-event")

@@ -23,6 +23,7 @@ from ops.home import CHECKOUT, Home
 PACKAGES = ("contracts", "udfs", "jobs", "ops")
 # What a job is made of. Of ops/ only the client that submits it.
 _FOLDERS = ("contracts", "udfs", "jobs", "conf", "sql")
+_LEFT_OUT = ("__pycache__", "published")
 _CLIENT = ("ops/__init__.py", "ops/submit.py")
 
 
@@ -81,7 +82,7 @@ def _files(checkout: Path) -> Iterator[tuple[str, Path]]:
     for folder in _FOLDERS:
         for path in sorted((checkout / folder).rglob("*")):
             place = path.relative_to(checkout)
-            if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in place.parts):
+            if path.is_file() and not any(part.startswith(".") or part in _LEFT_OUT for part in place.parts):
                 yield place.as_posix(), path
     for place_of_client in _CLIENT:
         if (checkout / place_of_client).is_file():

@@ -13,6 +13,7 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
 from pyflink.datastream.state import ListStateDescriptor, MapStateDescriptor
 
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.errors import BadInput, ModelRefused
@@ -129,7 +130,7 @@ def read_alias(text: bytes | None) -> tuple[ModelAlias, LoadedModel]:
         event = orjson.loads(text)
         if not isinstance(event, dict) or event.get("type") != ModelAlias.event_type:
             raise BadInput(Cause.UNKNOWN_TYPE, f"expected type {ModelAlias.event_type!r}")
-        alias = ModelAlias.model_validate_json(orjson.dumps(event.get("data")))
+        alias = ModelAlias.model_validate_json(orjson.dumps(current(ModelAlias, {"data": None, **event})))
         return alias, load_model(alias)
     except orjson.JSONDecodeError as error:
         raise BadInput(Cause.NOT_JSON, f"expected a model event as JSON: {error}") from None

@@ -6,6 +6,7 @@ import orjson
 from pydantic import ValidationError
 
 from contracts.approval import Person
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.errors import BadInput, PolicyRefused
 from contracts.policy import Policy, PolicySwitch
@@ -72,13 +73,13 @@ def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy |
         event = orjson.loads(text)
         kind = event.get("type") if isinstance(event, dict) else None
         if kind == PolicySwitch.event_type:
-            return PolicySwitch.model_validate_json(orjson.dumps(event["data"]))
+            return PolicySwitch.model_validate_json(orjson.dumps(current(PolicySwitch, event)))
         if kind == Person.event_type:
-            return Person.model_validate_json(orjson.dumps(event["data"]))
+            return Person.model_validate_json(orjson.dumps(current(Person, event)))
         if kind != Policy.event_type:
             known = ", ".join(each.event_type for each in (Policy, PolicySwitch, Person))
             raise BadInput(Cause.UNKNOWN_TYPE, f"expected one of {known}, came {str(kind)[:64]!r}")
-        policy = Policy.model_validate_json(orjson.dumps(event["data"]))
+        policy = Policy.model_validate_json(orjson.dumps(current(Policy, event)))
         for name, declared in policy.variables.items():
             if variables.get(name) != declared:
                 raise BadInput(

@@ -12,9 +12,9 @@ import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
 
-from contracts.data import Data
+from contracts.data import Data, current
 from contracts.envelope import derive_id, schema_urn
-from contracts.errors import BrokerUnavailable
+from contracts.errors import BadInput, BrokerUnavailable
 from contracts.exchange import Concluded, Exchange
 from contracts.topics import MAX_RECORD_BYTES, topic
 from udfs.serde import write_event
@@ -114,7 +114,7 @@ class Exchanges:
             event_type=data.event_type,
             subject=key,
             time_ms=int(time.time() * 1000),
-            dataschema=schema_urn(self._domain, data.event_type),
+            dataschema=schema_urn(self._domain, data.event_type, data.schema_version),
             data=data.model_dump(mode="json"),
             causation_id=cause_id,
         )
@@ -180,11 +180,11 @@ class Exchanges:
             event = orjson.loads(message.value() or b"")
             if event.get("type") == Exchange.event_type:
                 # The question itself is not needed to use its answer, and is the most of what there is.
-                exchange = Exchange.model_validate(event["data"]).model_copy(update={"request": ""})
+                exchange = Exchange.model_validate(current(Exchange, event)).model_copy(update={"request": ""})
                 place = Recorded(exchange, int(message.partition() or 0), int(message.offset() or 0))
                 self._turns.setdefault(exchange.call_id, {}).setdefault(exchange.turn, place)
             elif event.get("type") == Concluded.event_type:
-                concluded = Concluded.model_validate(event["data"])
+                concluded = Concluded.model_validate(current(Concluded, event))
                 self._concluded.setdefault(concluded.call_id, concluded)
-        except (orjson.JSONDecodeError, ValidationError, KeyError, AttributeError):
+        except (orjson.JSONDecodeError, ValidationError, BadInput, KeyError, AttributeError):
             return  # written by nobody of ours
