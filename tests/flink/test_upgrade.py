@@ -97,6 +97,11 @@ class Feed:
         assert sorted(commands) == sorted(allowed)
 
 
+def test_running_jobs_keep_what_the_list_of_state_says(machines: Loop, payments: Loop) -> None:
+    machines.assert_jobs_keep_what_is_listed()
+    payments.assert_jobs_keep_what_is_listed()
+
+
 def test_new_code_runs_and_each_proposal_is_decided_once_when_jobs_are_upgraded(
     machines: Loop, flyball: Callable[..., Any], checkout: Path
 ) -> None:
