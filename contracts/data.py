@@ -46,7 +46,9 @@ def unchanged(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def current(kind: type[Data], event: Mapping[str, Any]) -> Any:
-    """The event's data as of the contract's version: what is older is lifted; without `dataschema` it is taken as it is.
+    """The event's data as of the contract's version: what is older is lifted.
+
+    Without a `dataschema` of ours (`urn:flyball:...:<version>`) it is taken as it is.
 
     Raises BadInput for a version there is not (yet) or data no upcast can lift, KeyError without data.
     """
@@ -56,7 +58,7 @@ def current(kind: type[Data], event: Mapping[str, Any]) -> Any:
     if not isinstance(named, str):
         raise BadInput("envelope_invalid", f"attribute 'dataschema': expected a string, came {type(named).__name__}")
     version = named.rpartition(":")[2]
-    if version == str(kind.schema_version):
+    if version == str(kind.schema_version) or not named.startswith("urn:flyball:"):
         return event["data"]
     if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or int(version) > kind.schema_version:
         raise BadInput(
