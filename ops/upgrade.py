@@ -83,9 +83,12 @@ def upgrade(
     except BaseException as error:
         client.cancel()
         done.cause = str(error)
+        _wait_answers(home)
         if (still := _of(home, domain, job)) is None or still.state in _SETTLED:
             _go_back(home, domain, job, asked, old, done, console, within_s)
         flink_jobs.want(home, domain, asked.options, asked.code)
+        if isinstance(error, httpx.HTTPError):
+            raise JobFailed(f"Flink did not answer while {job} was to be stopped: {error}; {old.name} runs") from None
         raise
     try:
         with _timed(done, "starting", console, f"starting {new.name}{'' if is_anew else ' from it'}"):
@@ -136,21 +139,39 @@ def _planning(
 
 
 def _stop(home: Home, domain: str, job: str, running: JobState | None) -> str:
-    """The savepoint's path; of a job that runs no more, its newest state. Raises JobFailed, and it runs on."""
-    if running is None or running.state in _SETTLED:
-        newest = flink_jobs.latest_checkpoints(home, domain).get(job)
-        if newest is None:
-            raise JobFailed(f"{domain}.{job} does not run, and left no state to start from")
-        return newest
-    base = f"http://127.0.0.1:{flink_jobs.rest_port(home)}/jobs/{running.job_id}"
+    """Where the job's state is, once it has ended: a savepoint or, where it kept failing, its newest checkpoint.
+
+    Raises JobFailed.
+    """
+    if running is not None and running.state == "RUNNING":
+        try:
+            return _savepoint(home, domain, job, running)
+        except JobFailed:
+            found = _of(home, domain, job)
+            if found is None or found.state == "RUNNING":
+                raise  # it runs on
+    flink_jobs.cancel(home, domain, [job])
+    _wait_settled(home, domain, job)
+    newest = flink_jobs.latest_checkpoints(home, domain).get(job)
+    if newest is None:
+        raise JobFailed(f"{domain}.{job} did not run, and left no state to start from")
+    return newest
+
+
+def _savepoint(home: Home, domain: str, job: str, running: JobState) -> str:
+    """The path of the savepoint the job was stopped with. Raises JobFailed."""
+    port = flink_jobs.rest_port(home)
     target = flink_jobs.checkpoints_folder(home, domain, job) / "savepoints" / running.job_id
-    answer = httpx.post(f"{base}/stop", json={"targetDirectory": target.as_uri(), "drain": False, "formatType": "NATIVE"})
+    answer = httpx.post(
+        f"http://127.0.0.1:{port}/jobs/{running.job_id}/stop", timeout=30,
+        json={"targetDirectory": target.as_uri(), "drain": False, "formatType": "NATIVE"},
+    )  # fmt: skip
     if answer.is_error:
-        raise JobFailed(f"{domain}.{job} could not be stopped, and runs on: {answer.text[:500]}")
+        raise JobFailed(f"{domain}.{job} could not be stopped: {answer.text[:500]}")
     trigger = answer.json()["request-id"]
     deadline = time.monotonic() + STOP_PATIENCE_S
     while time.monotonic() < deadline:
-        found = cluster.get(flink_jobs.rest_port(home), f"/jobs/{running.job_id}/savepoints/{trigger}")
+        found = cluster.get(port, f"/jobs/{running.job_id}/savepoints/{trigger}")
         if found["status"]["id"] == "COMPLETED":
             made = found["operation"]
             if "location" not in made:
@@ -188,6 +209,7 @@ def _go_back(
     """The old version runs again; since when. Raises JobFailed, with both causes, when it does not."""
     try:
         with _timed(done, "going_back", console, f"going back to {old.name}"):
+            _wait_answers(home)
             flink_jobs.cancel(home, domain, [job])
             _wait_settled(home, domain, job)
             # Where the new version completed a checkpoint decisions are written: never start from before it.
@@ -202,6 +224,15 @@ def _go_back(
         ) from None
     flink_jobs.want(home, domain, asked.options, asked.code)
     return works_at
+
+
+def _wait_answers(home: Home) -> None:
+    """A JobManager that died is brought back by the supervisor, without this job."""
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    while not cluster.answers(flink_jobs.rest_port(home)):
+        if time.monotonic() > deadline:
+            raise JobFailed(f"Flink does not answer; './flyball status' tells why. Logs: {home.logs}")
+        time.sleep(0.2)
 
 
 def _wait_settled(home: Home, domain: str, job: str) -> None:
