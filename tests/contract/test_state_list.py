@@ -39,5 +39,5 @@ def test_states_are_declared_where_the_list_looks_for_them() -> None:
         assert not made or str(path) in looked_at, path
 
 
-def test_every_domain_is_listed() -> None:
-    assert set(LISTED["context"]) == set(known_domains())
+def test_no_domain_is_listed_that_is_gone() -> None:
+    assert set(LISTED["context"]) <= set(known_domains())
