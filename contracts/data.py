@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from contracts.errors import BadInput
 
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]{0,63}$")]
 Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -17,8 +21,15 @@ Scalar = str | bool | int | float | None
 PERSONAL: dict[str, JsonValue] = {"personal": True}
 
 
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 class Data(BaseModel):
-    """The `data` of one event type. `event_type` is its CloudEvents `type`, `schema_version` its version."""
+    """The `data` of one event type. `event_type` is its CloudEvents `type`, `schema_version` its version.
+
+    `upcasts[n]` makes data of version n + 2 out of data of version n + 1: pure, one for each version but the first, so
+    that an old event stays readable (`current`). Where nothing was taken away that is `unchanged`.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="null"
@@ -26,6 +37,43 @@ class Data(BaseModel):
 
     event_type: ClassVar[str]
     schema_version: ClassVar[int] = 1
+    upcasts: ClassVar[tuple[Upcast, ...]] = ()
+
+
+def unchanged(data: dict[str, Any]) -> dict[str, Any]:
+    """The upcast of a version that takes everything the one before took."""
+    return data
+
+
+def current(kind: type[Data], event: Mapping[str, Any]) -> Any:
+    """The event's data as of the contract's version: what is older is lifted.
+
+    Without a `dataschema` of ours (`urn:flyball:...:<version>`) it is taken as it is.
+
+    Raises BadInput for a version there is not (yet) or data no upcast can lift, KeyError without data.
+    """
+    named = event.get("dataschema")
+    if named is None:
+        return event["data"]
+    if not isinstance(named, str):
+        raise BadInput("envelope_invalid", f"attribute 'dataschema': expected a string, came {type(named).__name__}")
+    version = named.rpartition(":")[2]
+    if version == str(kind.schema_version) or not named.startswith("urn:flyball:"):
+        return event["data"]
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or int(version) > kind.schema_version:
+        raise BadInput(
+            "wrong_version",
+            f"expected a dataschema of {kind.event_type} with a version of 1 to {kind.schema_version}, came {named[:128]!r}",
+        )
+    data = event["data"]
+    try:
+        for upcast in kind.upcasts[int(version) - 1 :]:
+            data = upcast(dict(data))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BadInput(
+            "data_invalid", f"no data of version {version} of {kind.event_type}: {type(error).__name__} {str(error)[:500]}"
+        ) from None
+    return data
 
 
 class FactData(Data):

@@ -133,7 +133,7 @@ def load_domain(name: str) -> DomainContract:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
         raise SetupFailed(f"expected a domain name like 'machines', came {name[:64]!r}")
     try:
-        module = importlib.import_module(f"contracts.{name}")
+        module = importlib.import_module(f"{__package__}.{name}")
         facts, situations, actions = module.FACTS, module.SITUATIONS, module.ACTIONS
     except (ModuleNotFoundError, AttributeError) as error:
         raise SetupFailed(

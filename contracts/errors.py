@@ -9,6 +9,7 @@ FlyballError
 │   ├── BadInput           a record, file or event that does not fit its contract (has a code)
 │   ├── ModelRefused       a model artefact that does not match its digest or does not load
 │   ├── PolicyRefused      a policy that does not parse, type-check or meet its examples
+│   ├── StateRefused       state that this code must not start from, or cannot read
 │   ├── ReplyRefused       a language model's reply that breaks a rule (has a code)
 │   └── ToolRefused        a look-up that may not be made, or that gave nothing (has a code)
 └── Programming            a bug in Flyball: never caught, fails the job
@@ -57,6 +58,10 @@ class BadInput(Terminal):
 
 class ModelRefused(Terminal):
     """A model artefact that does not match its digest, does not load or gives a wrong shape."""
+
+
+class StateRefused(Terminal):
+    """State of an operator that would be lost or misread by this version of the code."""
 
 
 class ReplyRefused(Terminal):

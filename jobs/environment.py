@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pyflink.common import Configuration, Types
@@ -11,9 +12,10 @@ from pyflink.datastream import DataStream, KeyedStream, StreamExecutionEnvironme
 from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, EnvironmentSettings, Schema, StreamTableEnvironment
 from pyflink.table.statement_set import StatementSet
-from pyflink.util.java_utils import to_jarray
+from pyflink.util.java_utils import get_j_env_configuration, to_jarray
 
 from jobs.chaining import drop_exchanges_on_the_same_key
+from jobs.operators import Operator, check_state, name_operators, name_step, write_down
 from jobs.settings import Settings
 
 # SQL for when the broker appended a record, to the second, as ms since 1970. TIMESTAMPDIFF is an INT.
@@ -21,6 +23,12 @@ EPOCH_MS = (
     "CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '1970-01-01 00:00:00', CAST(appended_at AS TIMESTAMP(3))) AS BIGINT)"
     " * 1000"
 )
+
+
+def checkpoints_of(name: str, settings: Settings) -> str:
+    """URI of the job's own folder of checkpoints below FLYBALL_CHECKPOINTS; empty: the cluster's."""
+    below = os.environ.get("FLYBALL_CHECKPOINTS")
+    return f"{below}/{settings.domain}.{name}" if below else ""
 
 
 def configuration(name: str, settings: Settings) -> Configuration:
@@ -52,10 +60,8 @@ def configuration(name: str, settings: Settings) -> Configuration:
     if name == "govern":
         # Ids of months, checkpointed four times a second: only what changed may be written.
         values |= {"state.backend.type": "rocksdb", "execution.checkpointing.incremental": "true"}
-    if (checkpoints := os.environ.get("FLYBALL_CHECKPOINTS")) and name != "replay":
-        values["execution.checkpointing.dir"] = f"{checkpoints}/{settings.domain}.{name}"
-    if resume := os.environ.get("FLYBALL_RESUME_FROM"):
-        values["execution.state-recovery.path"] = resume
+    if (checkpoints := checkpoints_of(name, settings)) and name != "replay":
+        values["execution.checkpointing.dir"] = checkpoints
     if rest := os.environ.get("FLYBALL_REST"):  # started as a plain script, not by `flink run`
         host, port = rest.rsplit(":", 1)
         values |= {"execution.target": "remote", "rest.address": host, "rest.port": port}
@@ -89,10 +95,40 @@ def stream_graph(env: StreamExecutionEnvironment, job_name: str) -> Any:
     return graph
 
 
-def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
-    """Submit what was planned in `env`; the job's id."""
+@dataclass(frozen=True)
+class Planned:
+    """A job ready to be submitted, and what its state means (jobs/operators.py)."""
+
+    env: StreamExecutionEnvironment
+    graph: Any
+    operators: Mapping[str, Operator]
+    checkpoints: str
+
+    def check(self, state: str) -> list[str]:
+        """What would begin without state; raises StateRefused when the job must not start from `state`."""
+        return check_state(self.checkpoints, state, self.operators)
+
+    def submit(self, state: str = "") -> str:
+        """The job's id. `state`: path of a checkpoint or savepoint to start from; raises StateRefused."""
+        if state:
+            self.check(state)
+            # Known only after it was planned; Flink takes it from here when it submits.
+            settings = get_j_env_configuration(self.env._j_stream_execution_environment)
+            settings.setString("execution.state-recovery.path", state)
+        job_id = str(self.env._j_stream_execution_environment.executeAsync(self.graph).getJobID())
+        write_down(self.checkpoints, job_id, self.operators)
+        return job_id
+
+
+def planned(env: StreamExecutionEnvironment, name: str, settings: Settings) -> Planned:
+    """What was planned in `env`, with a uid for every operator."""
     graph = stream_graph(env, f"{settings.domain}.{name}")
-    return str(env._j_stream_execution_environment.executeAsync(graph).getJobID())
+    return Planned(env, graph, name_operators(graph), checkpoints_of(name, settings))
+
+
+def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
+    """Submit what was planned in `env`, from the state FLYBALL_RESUME_FROM names, if any; the job's id."""
+    return planned(env, name, settings).submit(os.environ.get("FLYBALL_RESUME_FROM", ""))
 
 
 def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:
@@ -123,6 +159,7 @@ def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:
         ).watermark("row_time", "SOURCE_WATERMARK()")
     row_data = jvm.java.lang.Class.forName("org.apache.flink.table.data.RowData")
     stream = t_env._j_tenv.toDataStream(table, row_type.bridgedTo(row_data))
+    name_step(stream, name)
     t_env._j_tenv.createTemporaryView(
         name, t_env._j_tenv.fromDataStream(stream, schema.build())
     )

@@ -184,7 +184,7 @@ def _signed_event(
     event_id = derive_id(data["signature"], "approval", person)
     return event_id, write_event(
         event_id=event_id, source=f"/flyball/{domain}/ops/approvals", event_type=kind.event_type,
-        subject=subject, time_ms=now_ms, dataschema=schema_urn(domain, kind.event_type), data=data,
+        subject=subject, time_ms=now_ms, dataschema=schema_urn(domain, kind.event_type, kind.schema_version), data=data,
         correlation_id=correlation_id or event_id, causation_id=causation_id,
     )  # fmt: skip
 

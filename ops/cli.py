@@ -190,6 +190,71 @@ def down() -> None:
 
 
 @command(app)
+def upgrade(
+    domain: Domain,
+    job: Annotated[str, typer.Argument(help="context, propose, reason or govern")],
+    source: Annotated[Path | None, typer.Option("--from", help="the checkout to run from now on; default: this one, as it is now")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="begin without state (context, propose): all facts kept are read again")] = False,
+    within: Annotated[float, typer.Option(help="seconds the new version has to come up")] = 120.0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Stop a job with a savepoint, start it on other code from there; go back if that does not come up.
+
+    The other jobs run on, on the code they have. Exit code 1 when the old version runs again.
+    """
+    from ops.home import CHECKOUT
+    from ops.upgrade import upgrade as run_upgrade
+
+    done = run_upgrade(
+        _home(), domain, job, err if as_json else out, checkout=source.resolve() if source else CHECKOUT, is_anew=anew,
+        within_s=within,
+    )  # fmt: skip
+    if as_json:
+        _print_json(done.told())
+    elif done.outcome == "unchanged":
+        out.print(f"{domain}.{job} runs this code already ({done.after}); nothing was stopped")
+    else:
+        for uid in done.without_state:
+            out.print(f"began without state: {uid}", markup=False, highlight=False)
+        still = "nothing was decided" if job == "govern" else "it stood still"
+        out.print(
+            f"{domain}.{job}: {done.outcome.replace('_', ' ')}, {done.before} -> {done.after};"
+            f" {still} for {done.seconds['stopped']:.1f} s", highlight=False,
+        )  # fmt: skip
+    if done.outcome == "rolled_back":
+        err.print(f"[red]rolled back:[/red] {done.cause}", highlight=False)
+        raise typer.Exit(1)
+
+
+@command(app)
+def state(
+    write: Annotated[bool, typer.Option("--write", help="write docs/state.yaml")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What each job keeps, by which operator uids, names, types and versions; compared with docs/state.yaml.
+
+    Exit code 1 when they differ (without --write).
+    """
+    from ops import state_list
+
+    with err.status("planning every job of every domain"):
+        found = state_list.ask()
+    if write:
+        state_list.FILE.write_text(state_list.as_text(found))
+    differing = state_list.differences(found, state_list.read() if state_list.FILE.exists() else {})
+    if as_json:
+        _print_json({"jobs": found, "differences": differing})
+    elif not write:
+        sys.stdout.write(state_list.as_text(found))
+    for difference in differing:
+        err.print(difference, markup=False, highlight=False, soft_wrap=True)
+    if differing:
+        err.print("A savepoint made before is found and read by what the file says: see 'Upgrading' in docs/operations.md;"
+                  " './flyball state --write' writes what is now")  # fmt: skip
+        raise typer.Exit(1)
+
+
+@command(app)
 def status(as_json: AsJson = False) -> None:
     """Processes, jobs, lag, last checkpoint."""
     from ops.status import gather, show
@@ -1187,7 +1252,7 @@ def contracts(
         from contracts.domain import known_domains
 
         if asyncapi + json_schema + ddl != 1:
-            raise SetupFailed("expected one of --asyncapi, --json-schema, --ddl, or check-event")
+            raise SetupFailed("expected one of --asyncapi, --json-schema, --ddl, or check, publish, check-event")
         if asyncapi:
             _print_json(asyncapi_text.document(known_domains()))
         elif json_schema:
@@ -1197,6 +1262,56 @@ def contracts(
 
             servers = os.environ.get("FLYBALL_BOOTSTRAP_SERVERS", "localhost:9092")
             sys.stdout.write("\n".join(ddl_text.script(d, servers) for d in known_domains()))
+
+
+@command(contracts_app, "check")
+def check_contracts(
+    compatibility: Annotated[str, typer.Option(help="backward: old events stay readable; forward: old readers read new events; full: both")] = "backward",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Compare every event type with its versions published before; names each break and what to do. Exit code 1 for any."""
+    from contracts import published
+    from contracts.domain import known_domains
+
+    if compatibility not in ("backward", "forward", "full"):
+        raise SetupFailed(f"--compatibility: expected backward, forward or full, came {compatibility!r}")
+    domains = known_domains()
+    found = published.check(domains, compatibility)  # type: ignore[arg-type]
+    new = [f"{event.name} {event.data.schema_version}" for event in published.unpublished(domains)]
+    if as_json:
+        _print_json({"ok": not found, "findings": [one.told() for one in found], "unpublished": new})
+    else:
+        for one in found:
+            err.print(str(one), style="red", markup=False, highlight=False, soft_wrap=True)
+        if new:
+            out.print(f"not published yet ('./flyball contracts publish'): {', '.join(new)}", soft_wrap=True)
+        checked = sum(1 for _ in published.types_of(domains))
+        out.print(f"{checked} event types, {len(found)} to correct ({compatibility})")
+    if found:
+        raise typer.Exit(1)
+
+
+@command(contracts_app, "publish")
+def publish_contracts(
+    replace: Annotated[
+        list[str] | None, typer.Option(help="publish this event type's version again, changed; only while nobody has events of it")
+    ] = None,
+) -> None:
+    """Write the next version of each event type whose `schema_version` is not published yet, if it may follow the last."""
+    from contracts import published
+    from contracts.domain import known_domains
+
+    domains, again = known_domains(), set(replace or ())
+    if unknown := again - {event.name for event in published.types_of(domains)}:
+        raise SetupFailed(f"--replace: expected event types, came {', '.join(sorted(unknown))}")
+    wrong = [one for one in published.check(domains) if one.event_type not in again]
+    if wrong:
+        raise SetupFailed("\n".join(["not published:", *map(str, wrong)]))
+    fresh = {event.name for event in published.unpublished(domains)}
+    written = [published.publish(event) for event in published.types_of(domains) if event.name in fresh | again]
+    for path in written:
+        out.print(f"wrote {path}", soft_wrap=True)
+    out.print(f"{len(written)} versions published")
 
 
 @command(contracts_app, "check-event")

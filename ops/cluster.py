@@ -110,6 +110,7 @@ def prepare(home: Home, ports: dict[str, int]) -> None:
         "env": {"java": {"opts": {"all": " ".join(ADD_OPENS)}}},
     }  # fmt: skip
     (root / "tmp").mkdir(exist_ok=True)
+    home.code.mkdir(parents=True, exist_ok=True)  # on PYTHONPATH: Python never looks again where nothing was
     with (conf / "config.yaml").open("w") as file:
         YAML().dump(_merge(settings, _nested(runtime)), file)
     logging = (CHECKOUT / "conf" / "log4j2.properties").read_text()
@@ -145,7 +146,7 @@ def _link_jars(home: Home) -> None:
 def environment(home: Home, java: Path) -> dict[str, str]:
     """What Flink's processes and client need in their environment."""
     site_packages = str(FLINK.parent)
-    python_path = [str(CHECKOUT), site_packages]
+    python_path = [str(CHECKOUT), str(home.code), site_packages]
     return {
         "JAVA_HOME": str(java),
         "FLINK_HOME": str(FLINK),

@@ -38,6 +38,7 @@ from kafka.structs import OffsetAndMetadata
 from pydantic import ValidationError
 
 from contracts.command import Command
+from contracts.data import current
 from contracts.dead_letter import Attempt, Cause
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.errors import BadInput, Retryable
@@ -156,7 +157,7 @@ class Commanded:
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise BadInput(Cause.NOT_JSON, f"expected a command as JSON: {error!r}") from None
         try:
-            command = Command.model_validate(data)
+            command = Command.model_validate(current(Command, event))
             expiry = event.get("expirytime")
             if isinstance(expiry, str):
                 parse_time_ms(expiry)
@@ -201,7 +202,7 @@ class Commanded:
             event_type=Outcome.event_type,
             subject=self.order.subject,
             time_ms=event_ms,
-            dataschema=schema_urn(domain, Outcome.event_type),
+            dataschema=schema_urn(domain, Outcome.event_type, Outcome.schema_version),
             correlation_id=self.correlation_id,
             causation_id=self.event_id,
             traceparent=self.traceparent,

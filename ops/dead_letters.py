@@ -449,7 +449,7 @@ def _event(domain: str, letter: Letter, redriven: Redriven, now_ms: int) -> byte
         event_type=Redriven.event_type,
         subject=letter.place,
         time_ms=now_ms,
-        dataschema=schema_urn(domain, Redriven.event_type),
+        dataschema=schema_urn(domain, Redriven.event_type, Redriven.schema_version),
         causation_id=letter.id,
         data=redriven.model_dump(),
     )

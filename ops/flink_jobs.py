@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,10 +19,12 @@ import httpx
 from contracts.domain import load_domain
 from contracts.errors import JobFailed
 from jobs.settings import load_settings
-from ops import cluster
+from ops import cluster, code_versions
 from ops.class_data import ClassData
+from ops.code_versions import Code
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
+from ops.submit import PLANNED
 from udfs.agents.definition import LlmAgent, load_agents
 
 JOBS = ("context", "propose", "reason", "govern")
@@ -71,17 +74,18 @@ class Submission:
     """The client that submits jobs of a domain (ops/submit.py), started at once.
 
     It plans while broker and cluster may still be starting; `go` lets it submit, `wait` gives the
-    job ids or raises with what it said.
+    job ids or raises with what it said. The jobs run `code`, by default the checkout as it is now.
     """
 
     def __init__(
         self, home: Home, domain: str, jobs: Iterable[str] | None = None,
-        *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None,
+        *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None, code: Code | None = None,
     ) -> None:  # fmt: skip
+        self._log = home.logs / (f"submit-{domain}.out" if jobs is None else f"submit-{domain}.{'-'.join(jobs := tuple(jobs))}.out")
         jobs = jobs_of(domain) if jobs is None else tuple(jobs)
+        code = code or code_versions.kept(home)
         self._name = f"{domain}: {', '.join(jobs)}"
-        self._log = home.logs / f"submit-{domain}.out"
-        command = [sys.executable, "-m", "ops.submit", "--domain", domain, *jobs, *options]
+        command = [sys.executable, "-m", f"{code.name}.ops.submit", "--domain", domain, *jobs, *options]
         if resume_from:
             command += ["--resume-from", json.dumps(resume_from)]
         environment = client_environment(home)
@@ -95,11 +99,27 @@ class Submission:
     def is_going_on(self) -> bool:
         return self._client.poll() is None
 
-    def go(self) -> Submission:
-        """Broker, topics and cluster are there: submit as soon as planned."""
+    def wait_planned(self) -> list[str]:
+        """With the option --all: what would begin without state, once everything is planned; JobFailed as `wait`."""
+        deadline = time.monotonic() + SUBMIT_PATIENCE_S
+        while time.monotonic() < deadline:
+            has_ended = not self.is_going_on()
+            said = self._log.read_text(errors="replace").splitlines()
+            for line in said:
+                if line.startswith(PLANNED):
+                    found: list[str] = json.loads(line.removeprefix(PLANNED))
+                    return found
+            if has_ended:
+                break
+            time.sleep(0.1)
+        self.cancel()
+        raise JobFailed(f"planning {self._name} failed: {last_cause(self._log.read_text(errors='replace'))}")
+
+    def go(self, states: Mapping[str, str] | None = None) -> Submission:
+        """Broker, topics and cluster are there: submit as soon as planned. `states`: job -> what it starts from."""
         assert self._client.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._client.stdin.write(b"go\n")
+            self._client.stdin.write((json.dumps(states) if states else "go").encode() + b"\n")
             self._client.stdin.close()
         return self
 
@@ -139,16 +159,47 @@ def last_cause(said: str) -> str:
     return (told[-1] if told else "nothing was printed")[:1500]
 
 
-def want(home: Home, domain: str, options: Iterable[str]) -> None:
-    """Note that this domain's jobs are to run: the supervisor submits them again if they get lost."""
+@dataclass(frozen=True)
+class Wanted:
+    """The jobs of a domain that are to run: options they are submitted with, and job -> name of its code's version."""
+
+    options: list[str]
+    code: dict[str, str]
+
+
+def want(home: Home, domain: str, options: Iterable[str], code: Mapping[str, str] | None = None) -> None:
+    """Note that this domain's jobs are to run: the supervisor submits them again if they get lost.
+
+    `code`: job -> version; by default all jobs, as the checkout is now.
+    """
+    if code is None:
+        code = dict.fromkeys(jobs_of(domain), code_versions.kept(home).name)
     folder = home.run / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{domain}.json").write_text(json.dumps(list(options)))
+    staged = folder / f"{domain}.new"
+    staged.write_text(json.dumps({"options": list(options), "code": dict(code)}))
+    staged.replace(folder / f"{domain}.json")
 
 
-def wanted(home: Home) -> dict[str, list[str]]:
-    """Domain -> options its jobs were submitted with, for every domain that is up."""
-    return {path.stem: json.loads(path.read_text()) for path in (home.run / "jobs").glob("*.json")}
+def wanted(home: Home) -> dict[str, Wanted]:
+    """Every domain that is up, with its jobs."""
+    return {path.stem: Wanted(**json.loads(path.read_text())) for path in (home.run / "jobs").glob("*.json")}
+
+
+def submit_lost(home: Home) -> list[Submission]:
+    """Clients for all jobs that are to run, each from its newest state, one client a version of the code."""
+    clients = []
+    for domain, asked in wanted(home).items():
+        states = latest_checkpoints(home, domain)
+        for version in sorted(set(asked.code.values())):
+            jobs = [job for job, name in asked.code.items() if name == version]
+            clients.append(
+                Submission(
+                    home, domain, jobs, options=asked.options, code=code_versions.named(home, version),
+                    resume_from={job: states[job] for job in jobs if job in states},
+                )
+            )  # fmt: skip
+    return clients
 
 
 def rest_port(home: Home) -> int:
@@ -254,10 +305,11 @@ def open_calls(home: Home, domain: str) -> int:
     return found
 
 
-def check(home: Home, domain: str) -> None:
-    """Raises JobFailed with the root cause when a job of `domain` failed for good."""
+def check(home: Home, domain: str, jobs: Iterable[str] | None = None) -> None:
+    """Raises JobFailed with the root cause when a job of `domain` (of `jobs`) failed for good."""
+    asked = None if jobs is None else {f"{domain}.{job}" for job in jobs}
     for job in states(home, domain):
-        if job.state in ("FAILED", "FAILING"):
+        if (asked is None or job.name in asked) and job.state in ("FAILED", "FAILING"):
             raise JobFailed(f"job {job.name} failed: {root_cause(home, job.job_id)}")
 
 
@@ -265,13 +317,14 @@ def wait_running(
     home: Home, domain: str, jobs: Iterable[str] | None = None, *, timeout_s: float = 120
 ) -> None:
     """Until every task of every job runs. Raises JobFailed with the cause when one does not."""
-    port, wanted = rest_port(home), {f"{domain}.{job}" for job in (jobs_of(domain) if jobs is None else jobs)}
+    port, jobs = rest_port(home), tuple(jobs_of(domain) if jobs is None else jobs)
+    wanted = {f"{domain}.{job}" for job in jobs}
     patience = 3  # restarts of a job that has not run yet: then say why instead of trying on
     deadline = time.monotonic() + timeout_s
     while True:
-        check(home, domain)
+        check(home, domain, jobs)
         for job in states(home, domain):
-            if job.state == "RESTARTING" and restarts(home, job.job_id) >= patience:
+            if job.name in wanted and job.state == "RESTARTING" and restarts(home, job.job_id) >= patience:
                 raise JobFailed(f"job {job.name} keeps failing: {root_cause(home, job.job_id)}")
         running = {
             job.name
@@ -311,13 +364,19 @@ def wait_cancelled(home: Home, domain: str | None = None, *, timeout_s: float = 
         time.sleep(0.1)
 
 
+def checkpoints_folder(home: Home, domain: str, job: str) -> Path:
+    """A job's checkpoints, `<job id>/chk-<number>`, and its savepoints, `savepoints/<job id>/savepoint-...`."""
+    return cluster.folder(home) / "checkpoints" / f"{domain}.{job}"
+
+
 def latest_checkpoints(home: Home, domain: str) -> dict[str, str]:
-    """Job -> path of its newest complete checkpoint on disk, for `--resume`."""
+    """Job -> path of its newest complete checkpoint or savepoint on disk, for `--resume`."""
     found: dict[str, str] = {}
     for job in JOBS:
-        folder = cluster.folder(home) / "checkpoints" / f"{domain}.{job}"
+        folder = checkpoints_folder(home, domain, job)
         done = sorted(
-            folder.glob("*/chk-*/_metadata"), key=lambda path: path.stat().st_mtime
+            [*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoints/*/savepoint-*/_metadata")],
+            key=lambda path: path.stat().st_mtime,
         )
         if done:
             found[job] = done[-1].parent.as_uri()

@@ -27,6 +27,11 @@ class Home:
         return CHECKOUT / ".flyball" / "jars"
 
     @property
+    def code(self) -> Path:
+        """Versions of the code that jobs run (ops/code_versions.py). Shared like the jars."""
+        return CHECKOUT / ".flyball" / "code"
+
+    @property
     def run(self) -> Path:
         """State of the running instance: ports, pid files, broker log, Flink files."""
         return self.path / "run"

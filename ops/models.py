@@ -69,7 +69,7 @@ def publish(bootstrap_servers: str, domain: str, models: list[ModelAlias], *, no
                 event_type=ModelAlias.event_type,
                 subject=key,
                 time_ms=now_ms,
-                dataschema=schema_urn(domain, ModelAlias.event_type),
+                dataschema=schema_urn(domain, ModelAlias.event_type, ModelAlias.schema_version),
                 data=model.model_dump(mode="json"),
             )
             writer.send(topic("models").of(domain), key=key.encode(), value=event).get(timeout=30)

@@ -21,6 +21,8 @@ from ops import kafka
 from udfs.policy.policy_file import load
 from udfs.serde import write_event
 
+_VERSIONS = {kind.event_type: kind.schema_version for kind in (Policy, PolicySwitch, Person)}
+
 
 @dataclass(frozen=True)
 class PublishedPolicy:
@@ -260,7 +262,7 @@ def _send(
                 event_type=kind,
                 subject=key,
                 time_ms=now_ms,
-                dataschema=schema_urn(domain, kind),
+                dataschema=schema_urn(domain, kind, _VERSIONS[kind]),
                 data=data,
             )
             writer.send(topic("policies").of(domain), key=key.encode(), value=event).get(timeout=30)

@@ -141,7 +141,7 @@ def publish(bootstrap_servers: str, domain: str, prompts: Iterable[Prompt], *, n
                 event_type=Prompt.event_type,
                 subject=key,
                 time_ms=now_ms,
-                dataschema=schema_urn(domain, Prompt.event_type),
+                dataschema=schema_urn(domain, Prompt.event_type, Prompt.schema_version),
                 data=prompt.model_dump(mode="json"),
             )
             writer.send(topic("prompts").of(domain), key=key.encode(), value=event).get(timeout=30)

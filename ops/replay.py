@@ -19,7 +19,7 @@ from contracts.errors import JobFailed, SetupFailed
 from contracts.policy import Policy
 from contracts.topics import topic
 from jobs.settings import load_settings
-from ops import flink_jobs, instance, kafka
+from ops import code_versions, flink_jobs, instance, kafka
 from ops.audit import read_period
 from ops.home import CHECKOUT, Home
 from udfs.policy.audit import Line
@@ -125,7 +125,7 @@ def run_on_flink(
     period = read_period(since, until)
     if not instance.is_running(home):
         raise SetupFailed(f"--flink: no cluster runs in {home.path}; './flyball up {domain}' starts one")
-    command = [sys.executable, "-m", "jobs.replay", "--domain", domain]
+    command = [sys.executable, "-m", f"{code_versions.kept(home).name}.jobs.replay", "--domain", domain]
     for option, value in (("--from-ms", period.from_ms), ("--to-ms", period.to_ms)):
         if value is not None:
             command += [f"{option}={value}"]

@@ -18,7 +18,7 @@ from rich.table import Table
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
-from ops import flink_jobs, instance, kafka, people, producers, shipped, trace
+from ops import code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
 from ops.home import Home
 from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
@@ -75,7 +75,8 @@ def bring_up(
     if "reason" in flink_jobs.jobs_of(domain) and not is_served:
         models_port = choose({"models": 0})["models"]
         options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
-    submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume)
+    code = code_versions.kept(home)
+    submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume, code=code)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
             bootstrap = _wait_for_broker(home)
@@ -89,7 +90,7 @@ def bring_up(
             if models_port:
                 instance.want_model_server(home, domain, models_port)
             submission.wait()
-            flink_jobs.want(home, domain, options)
+            flink_jobs.want(home, domain, options, dict.fromkeys(flink_jobs.jobs_of(domain), code.name))
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)

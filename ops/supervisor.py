@@ -187,13 +187,7 @@ class Supervisor:
         """Clients plan while the JobManager starts; those of one that died before are of no use."""
         for submission in self.resubmissions:
             submission.cancel()
-        self.resubmissions = [
-            flink_jobs.Submission(
-                self.home, domain, options=options,
-                resume_from=flink_jobs.latest_checkpoints(self.home, domain),
-            )
-            for domain, options in flink_jobs.wanted(self.home).items()
-        ]  # fmt: skip
+        self.resubmissions = flink_jobs.submit_lost(self.home)
         self.are_jobs_lost = True
 
     def _resubmit(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ops import cluster, flink_jobs, kafka, shipped
+from ops import cluster, code_versions, flink_jobs, kafka, shipped
 from ops import instance as embedded
 from ops import run as runner
 from ops.home import CHECKOUT, Home
@@ -138,18 +138,20 @@ def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
 def bring_up_by_hand(home: Home, domain: str) -> None:
     """What `./flyball up` does, but `flink run -py jobs/<job>.py -- --domain <domain>` for each job.
 
-    Its `govern` runs as two subtasks.
+    Its `govern` runs as two subtasks, and from a copy of the code, as after an upgrade by hand.
     """
     bootstrap = str(home.read_state()["bootstrap_servers"])
     now_ms = int(time.time() * 1000)
     kafka.create_topics(bootstrap, domain)
     shipped.publish_new(bootstrap, domain, shipped.load(home, domain), now_ms=now_ms)
     environment = flink_jobs.client_environment(home)
+    copy = code_versions.kept(home).path
     del environment["FLYBALL_REST"]  # the client finds the cluster in FLINK_CONF_DIR
     clients = {
         job: subprocess.Popen(
             [
-                str(cluster.FLINK / "bin" / "flink"), "run", "-py", f"jobs/{job}.py", "--", "--domain", domain,
+                str(cluster.FLINK / "bin" / "flink"), "run", "-py",
+                str((copy if job == "govern" else CHECKOUT) / "jobs" / f"{job}.py"), "--", "--domain", domain,
                 "--parallelism", "2" if job == "govern" else "1",
             ],
             cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

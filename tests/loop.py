@@ -21,7 +21,7 @@ from contracts.envelope import derive_id, format_time_ms, schema_urn
 from contracts.proposal import Proposal
 from contracts.topics import TOPICS, topic
 from jobs.settings import load_settings
-from ops import flink_jobs, kafka
+from ops import flink_jobs, kafka, state_list
 from ops.home import Home
 from ops.player import Emitter
 from ops.world import NewFact
@@ -202,6 +202,18 @@ class Loop:
         finally:
             reader.close()
             ends_reader.close()
+
+    def assert_jobs_keep_what_is_listed(self) -> None:
+        """docs/state.yaml has the operators of the running jobs, as they were written down when submitted."""
+        listed = state_list.read()
+        for job in self._jobs():
+            name = job.name.removeprefix(f"{self.domain}.")
+            folder = flink_jobs.checkpoints_folder(self.home, self.domain, name)
+            found = orjson.loads((folder / "operators" / f"{job.job_id}.json").read_bytes())
+            expected = listed["context"][self.domain] if name == "context" else listed[name]
+            assert [(one["uid"], one["meaning"]) for one in found] == [(one["uid"], one.get("meaning", "")) for one in expected], (
+                f"{job.name} keeps something else than docs/state.yaml says: './flyball state' tells what"
+            )
 
     def restarts(self) -> dict[str, int]:
         """Job name -> how often it was restarted."""

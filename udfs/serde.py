@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from contracts.data import FactData
+from contracts.data import FactData, current
 from contracts.dead_letter import Attempt, Cause, DeadLetter
 from contracts.domain import DomainContract, columns
 from contracts.envelope import (
@@ -118,7 +118,7 @@ class FactReader:
         try:
             event = self._adapter.validate_json(value)
         except ValidationError as error:
-            raise self._explain(value, error) from None
+            event, value = self._of_older(value, error)
         except ValueError as error:
             raise BadInput(Cause.NOT_JSON, f"expected JSON: {error}") from None
         if not _is_source(event.source):
@@ -183,6 +183,25 @@ class FactReader:
         ):
             return
         parse_json(value)
+
+    def _of_older(self, value: bytes, error: ValidationError) -> tuple[Any, bytes]:
+        """A fact of an older version of its contract, as one of now; otherwise raises why `value` is none."""
+        try:
+            parsed = check_cloud_event(parse_json(value))
+        except BadInput as refused:
+            raise refused from None
+        kind, named = self._contract.facts.get(parsed["type"]), parsed.get("dataschema") or ""
+        expected = "" if kind is None else schema_urn(self._contract.name, kind.event_type, kind.schema_version)
+        if kind is None or named == expected or "data" not in parsed or named.rpartition(":")[0] != expected.rpartition(":")[0]:
+            raise self._explain(value, error)
+        try:
+            lifted = orjson.dumps({**parsed, "dataschema": expected, "data": current(kind, parsed)})
+        except TypeError:  # a number or text that orjson does not write
+            raise self._explain(value, error) from None
+        try:
+            return self._adapter.validate_json(lifted), lifted
+        except ValidationError as still:
+            raise self._explain(lifted, still) from None
 
     def _explain(self, value: bytes, error: ValidationError) -> BadInput:
         """Which rule was broken first, from the outside in: bytes, JSON, envelope, type, version, data."""
@@ -283,7 +302,7 @@ def dead_letter(
         event_type=DeadLetter.event_type,
         subject=place,
         time_ms=now_ms,
-        dataschema=schema_urn(domain, DeadLetter.event_type),
+        dataschema=schema_urn(domain, DeadLetter.event_type, DeadLetter.schema_version),
         data=letter.model_dump(),
     )
     return place, event

@@ -122,6 +122,10 @@ def test_every_case_is_received_once_and_decided_once_when_a_desk_is_played(loan
     assert loans.events("dead-letters") == []
 
 
+def test_running_jobs_keep_what_the_list_of_state_says(loans: Loop) -> None:
+    loans.assert_jobs_keep_what_is_listed()
+
+
 def test_every_situation_fits_its_contract(loans: Loop) -> None:
     seen = Counter(event["type"] for event in loans.events("situations"))
     assert set(seen) == set(loans.contract.situations)

@@ -188,3 +188,7 @@ def _path_to(node: dict[str, Any], wanted: str) -> list[dict[str, Any]]:
         if below := _path_to(effect, wanted):
             return [node, *below]
     return []
+
+
+def test_running_jobs_keep_what_the_list_of_state_says(incidents: Loop) -> None:
+    incidents.assert_jobs_keep_what_is_listed()

@@ -16,6 +16,7 @@ from udfs.policy import cases, flink
 from udfs.policy.flink import Govern
 from udfs.policy.signing import public_text, sign, to_sign
 from udfs.serde import write_event
+from udfs.state import SUBJECT
 
 WIDE = {"per": [], "max_count": 5, "within_s": 60}
 MAY: dict[str, Any] = {
@@ -145,7 +146,7 @@ class Shell:
         return came
 
     def state(self, key: str) -> list[Any]:
-        found: list[Any] = orjson.loads(self.govern._subject.all[key])  # type: ignore[attr-defined]
+        found: list[Any] = SUBJECT.load(self.govern._subject.all[key])  # type: ignore[attr-defined]
         return found
 
 

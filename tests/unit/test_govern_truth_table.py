@@ -23,7 +23,6 @@ from udfs.policy.govern import Governor
 from udfs.policy.policy_book import read_policy_event
 from udfs.policy.policy_file import parse
 from udfs.policy.policy_set import PolicySet
-from udfs.policy.reading import Reported
 from udfs.policy.signing import sign, to_sign
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided
@@ -209,16 +208,6 @@ def test_a_policy_event_is_refused_when_it_cannot_be_made_into_a_set(data: bytes
     with pytest.raises(BadInput) as refused:
         read_policy_event(b'{"type":"flyball.policy","data":' + data + b"}", CONTRACT.policy_variables())
     assert refused.value.code == "policy_refused"
-
-
-def test_state_of_before_there_were_resources_is_read_as_it_was_meant() -> None:
-    state = SubjectState(clock_ms=START_MS)
-    state.in_flight["c-1"] = ["restart_service", START_MS + 60_000, 60_000]
-    state.chains.append([START_MS, "chain", "a", "activate_cooling", 0])
-    state = SubjectState.from_json(state.to_json())
-    assert state.flying() == [["restart_service", START_MS + 60_000, 60_000]]
-    assert state.report(Reported("m-1", "c-1", True, START_MS, None), 1) is None
-    assert state.cooling_ms == {"restart_service": START_MS + 60_000}
 
 
 def test_what_was_allowed_is_forgotten_when_no_limit_looks_back_so_far() -> None:

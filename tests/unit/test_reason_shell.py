@@ -25,6 +25,7 @@ from udfs.reason import recorded
 from udfs.reason.flink import Reason
 from udfs.reason.recorded import digest
 from udfs.serde import write_event
+from udfs.state import BOOKS, CALLS
 
 AGENTS = """\
 agents:
@@ -140,11 +141,11 @@ class Shell:
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        return [orjson.loads(text) for text in self.runtime.states["calls"].all.get("carer", {}).values()]
+        return [CALLS.load(text) for text in self.runtime.states["calls"].all.get("carer", {}).values()]
 
     @property
     def books(self) -> dict[str, Any]:
-        found: dict[str, Any] = orjson.loads(self.runtime.states["books"].all.get("carer", "{}"))
+        found: dict[str, Any] = BOOKS.load(self.runtime.states["books"].all.get("carer", "{}"))
         return found
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from contracts.data import SituationData
+from contracts.data import SituationData, current
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract, columns
 from contracts.envelope import MAX_HOPS, derive_id, format_time_ms, parse_time_ms, schema_urn
@@ -77,10 +77,10 @@ class Agents:
             raise BadInput(Cause.EMPTY, "expected a situation, came an empty record")
         try:
             event = orjson.loads(value)
-            data = event["data"]
             model = self._contract.situations.get(event["type"])
             if model is None:
                 raise BadInput(Cause.UNKNOWN_TYPE, f"no situation type {event['type']!r}")
+            data = current(model, event)
             features = {name: data.get(name) for name in self._features[event["type"]]}
             if unknown := set(data) - set(model.model_fields):
                 raise BadInput(Cause.DATA_INVALID, f"unknown fields {sorted(unknown)[:8]}")
@@ -248,7 +248,7 @@ def write_proposal(
         event_type=Proposal.event_type,
         subject=situation.subject,
         time_ms=parse_time_ms(situation.event_time),
-        dataschema=schema_urn(domain, Proposal.event_type),
+        dataschema=schema_urn(domain, Proposal.event_type, Proposal.schema_version),
         data=data,
         correlation_id=situation.correlation_id,
         causation_id=situation.id,

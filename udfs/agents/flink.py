@@ -13,6 +13,7 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
 from pyflink.datastream.state import ListStateDescriptor, MapStateDescriptor
 
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.errors import BadInput, ModelRefused
@@ -21,6 +22,7 @@ from udfs.agents.core import STAGE, Agents
 from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
 from udfs.serde import dead_letter
+from udfs.state import MODELS, PROPOSE_WAITING
 
 WAIT_MS = 20
 # Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
@@ -28,6 +30,7 @@ WAIT_MS = 20
 RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 # alias -> the latest good alias event; "\x00offset" -> how far the models topic was read.
 MODELS_STATE = MapStateDescriptor("models", Types.STRING(), Types.STRING())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset"
 
 
@@ -51,15 +54,13 @@ class Propose(KeyedBroadcastProcessFunction):
 
         contract = load_domain(self._domain)
         self._agents = Agents(contract, load_agents(Path(self._agents_file), contract))
-        self._waiting = runtime_context.get_list_state(
-            ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
-        )
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._loaded: dict[str, LoadedModel] | None = None
         self._is_ready = self._models_until == 0
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._models_ready(ctx):
-            self._waiting.add(tuple(value))
+            self._waiting.add(PROPOSE_WAITING.pack(value))
             timers = ctx.timer_service()
             timers.register_processing_time_timer(timers.current_processing_time() + WAIT_MS)
             return
@@ -73,7 +74,7 @@ class Propose(KeyedBroadcastProcessFunction):
         waiting = list(self._waiting.get())
         self._waiting.clear()
         for value in waiting:
-            yield from self._propose(value, ctx)
+            yield from self._propose(PROPOSE_WAITING.unpack(value), ctx)
 
     def _models_ready(self, ctx: Any) -> bool:
         reached = ctx.get_broadcast_state(MODELS_STATE).get(_READ_UP_TO)
@@ -94,7 +95,7 @@ class Propose(KeyedBroadcastProcessFunction):
         """The models of the broadcast state; loaded from it once, after a start or restart."""
         if self._loaded is None:
             self._loaded = {
-                alias: load_model(ModelAlias.model_validate_json(text))
+                alias: load_model(ModelAlias.model_validate_json(MODELS.text(text)))
                 for alias, text in ctx.get_broadcast_state(MODELS_STATE).items()
                 if alias != _READ_UP_TO
             }
@@ -109,7 +110,7 @@ class Propose(KeyedBroadcastProcessFunction):
             current = loaded.get(alias.alias)
             if alias.status == "active":
                 loaded[alias.alias] = model
-                state.put(alias.alias, alias.model_dump_json())
+                state.put(alias.alias, MODELS.mark(alias.model_dump_json()))
             elif current is not None and current.used.sha256 == alias.sha256:
                 del loaded[alias.alias]
                 state.remove(alias.alias)
@@ -129,7 +130,7 @@ def read_alias(text: bytes | None) -> tuple[ModelAlias, LoadedModel]:
         event = orjson.loads(text)
         if not isinstance(event, dict) or event.get("type") != ModelAlias.event_type:
             raise BadInput(Cause.UNKNOWN_TYPE, f"expected type {ModelAlias.event_type!r}")
-        alias = ModelAlias.model_validate_json(orjson.dumps(event.get("data")))
+        alias = ModelAlias.model_validate_json(orjson.dumps(current(ModelAlias, {"data": None, **event})))
         return alias, load_model(alias)
     except orjson.JSONDecodeError as error:
         raise BadInput(Cause.NOT_JSON, f"expected a model event as JSON: {error}") from None

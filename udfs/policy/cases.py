@@ -161,21 +161,24 @@ def spoken(
         "person": by, "signed_at": format_time_ms(wall_ms), "parameters": row.get("parameters", {}),
         "reason": row.get("reason", ""),
     }  # fmt: skip
+    kind: type[Answer | Override]
     if "override" in row:
-        kind = Override.event_type
+        kind = Override
         data |= {"action": row["override"], "break_glass": row.get("break_glass", False)}
     else:
-        kind = Answer.event_type
+        kind = Answer
         asked = orjson.loads(decided[row["answer_to"]].decision)
         of = orjson.loads(decided[row["digest_of"]].decision) if "digest_of" in row else asked
         data |= {
             "approval_id": asked["data"]["approval"]["approval_id"], "answer": row["answer"],
             "action_digest": of["data"]["approval"]["action_digest"],
         }  # fmt: skip
-    data["signature"] = sign(key_of(by), to_sign(domain, subject, kind, data))
+    data["signature"] = sign(key_of(by), to_sign(domain, subject, kind.event_type, data))
     return write_event(
         event_id=derive_id(f"{subject}|{ordinal}", "case", by), source=f"/flyball/{domain}/case",
-        event_type=kind, subject=subject, time_ms=wall_ms, dataschema=schema_urn(domain, kind), data=data,
+        event_type=kind.event_type, subject=subject, time_ms=wall_ms,
+        dataschema=schema_urn(domain, kind.event_type, kind.schema_version),
+        data=data,
     )  # fmt: skip
 
 
@@ -199,7 +202,7 @@ def proposal(domain: str, subject: str, given: Mapping[str, Any], ordinal: int) 
         event_type=Proposal.event_type,
         subject=subject,
         time_ms=START_MS + int(at * 1000),
-        dataschema=schema_urn(domain, Proposal.event_type),
+        dataschema=schema_urn(domain, Proposal.event_type, Proposal.schema_version),
         correlation_id=str(given.get("chain", proposal_id)),
         causation_id=proposal_id,
         hops=given.get("hops", 0),

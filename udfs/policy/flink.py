@@ -30,6 +30,7 @@ from udfs.policy.reading import Reported
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
 from udfs.serde import dead_letter
+from udfs.state import GOVERN_WAITING
 from udfs.wide_limits.core import as_grant
 from udfs.wide_limits.flink import WideCounter, limits_row, read_limits_event
 
@@ -38,6 +39,9 @@ WAIT_MS = 20
 # side outputs from on_timer of a keyed broadcast function.
 RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
+SUBJECT_STATE = ValueStateDescriptor("subject", Types.STRING())
+SEEN_STATE = MapStateDescriptor("seen", Types.STRING(), Types.LONG())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
 # A claim that has no grant after this long is made again.
@@ -74,11 +78,9 @@ class Govern(KeyedBroadcastProcessFunction):
         contract = load_domain(self._domain)
         self._variables = contract.policy_variables()
         self._governor = Governor(contract, max_hops=self._max_hops)
-        self._subject = runtime_context.get_state(ValueStateDescriptor("subject", Types.STRING()))
-        self._seen = runtime_context.get_map_state(MapStateDescriptor("seen", Types.STRING(), Types.LONG()))
-        self._waiting = runtime_context.get_list_state(
-            ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
-        )
+        self._subject = runtime_context.get_state(SUBJECT_STATE)
+        self._seen = runtime_context.get_map_state(SEEN_STATE)
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._outcomes = topic("outcomes").of(self._domain)
         self._situations = topic("situations").of(self._domain)
         self._approvals = topic("approvals").of(self._domain)
@@ -92,7 +94,7 @@ class Govern(KeyedBroadcastProcessFunction):
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._policies_ready(ctx):
-            self._waiting.add(tuple(value))
+            self._waiting.add(GOVERN_WAITING.pack(value))
             self._queued.add(bytes(value[0] or b""))
             self._wake_later(ctx)
             return
@@ -115,7 +117,7 @@ class Govern(KeyedBroadcastProcessFunction):
         waiting = list(self._waiting.get())
         self._waiting.clear()
         for value in waiting:
-            yield from self._govern(value, ctx)
+            yield from self._govern(GOVERN_WAITING.unpack(value), ctx)
 
     def _pass_deadlines(self, timestamp: int, ctx: Any) -> Iterator[Row]:
         subject = _subject_of(ctx)
@@ -146,7 +148,7 @@ class Govern(KeyedBroadcastProcessFunction):
                 return
             subject = (key or b"").decode(errors="replace")
             if self._state_of(subject).waits_for:
-                self._waiting.add(tuple(record))
+                self._waiting.add(GOVERN_WAITING.pack(record))
                 return
             yield from self._take(subject, record, _wall_ms(), ctx)
         except BadInput as refused:
@@ -206,7 +208,7 @@ class Govern(KeyedBroadcastProcessFunction):
         state.waits_for, state.waits_since_ms = claim.claim_id, wall_ms
         state.asked_ms = timers.current_processing_time()
         self._subject.update(state.to_json())
-        self._waiting.update([tuple(record), *self._waiting.get()])
+        self._waiting.update([GOVERN_WAITING.pack(record), *self._waiting.get()])
         timers.register_processing_time_timer(state.asked_ms + _ASK_AGAIN_MS)
         return limits_row(
             self._domain, LIMITS_KEY, Claim, claim.model_dump(mode="json"), event_id=claim.claim_id, cause_id=None,
@@ -227,6 +229,7 @@ class Govern(KeyedBroadcastProcessFunction):
         """The record that waited for a grant, decided again; refused now if, say, its person's key was changed."""
         first, *others = self._waiting.get()
         self._waiting.update(others)
+        first = GOVERN_WAITING.unpack(first)
         key, value, log_topic, partition, offset = first
         try:
             yield from self._take(subject, first, wall_ms, ctx)

@@ -151,7 +151,7 @@ def seal(
         event_type=AuditHead.event_type,
         subject=name,
         time_ms=now_ms,
-        dataschema=schema_urn(domain, AuditHead.event_type),
+        dataschema=schema_urn(domain, AuditHead.event_type, AuditHead.schema_version),
         data=data,
     )
     sealed.ends, sealed.number, sealed.entries = ends, number, sealed.entries + len(records)

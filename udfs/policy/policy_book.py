@@ -6,10 +6,12 @@ import orjson
 from pydantic import ValidationError
 
 from contracts.approval import Person
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.errors import BadInput, PolicyRefused
 from contracts.policy import Policy, PolicySwitch
 from udfs.policy.policy_set import PolicySet
+from udfs.state import POLICIES
 
 
 class PolicyBook:
@@ -24,7 +26,7 @@ class PolicyBook:
     def from_json(cls, text: str | None) -> PolicyBook:
         book = cls()
         if text is not None:
-            raw = orjson.loads(text)
+            raw = POLICIES.load(text)
             book._policies = {
                 k: Policy.model_validate_json(orjson.dumps(v)) for k, v in raw["policies"].items()
             }
@@ -33,13 +35,13 @@ class PolicyBook:
         return book
 
     def to_json(self) -> str:
-        return orjson.dumps(
+        return POLICIES.dump(
             {
                 "policies": {k: v.model_dump(mode="json") for k, v in self._policies.items()},
                 "switches": {k: v.model_dump(mode="json") for k, v in self._switches.items()},
                 "people": {k: v.model_dump(mode="json") for k, v in self._people.items()},
             }
-        ).decode()
+        )
 
     def compile(self) -> PolicySet:
         return PolicySet.compile(self._policies.values(), self._switches.values(), self._people.values())
@@ -71,13 +73,13 @@ def read_policy_event(text: bytes | None, variables: dict[str, str]) -> Policy |
         event = orjson.loads(text)
         kind = event.get("type") if isinstance(event, dict) else None
         if kind == PolicySwitch.event_type:
-            return PolicySwitch.model_validate_json(orjson.dumps(event["data"]))
+            return PolicySwitch.model_validate_json(orjson.dumps(current(PolicySwitch, event)))
         if kind == Person.event_type:
-            return Person.model_validate_json(orjson.dumps(event["data"]))
+            return Person.model_validate_json(orjson.dumps(current(Person, event)))
         if kind != Policy.event_type:
             known = ", ".join(each.event_type for each in (Policy, PolicySwitch, Person))
             raise BadInput(Cause.UNKNOWN_TYPE, f"expected one of {known}, came {str(kind)[:64]!r}")
-        policy = Policy.model_validate_json(orjson.dumps(event["data"]))
+        policy = Policy.model_validate_json(orjson.dumps(current(Policy, event)))
         for name, declared in policy.variables.items():
             if variables.get(name) != declared:
                 raise BadInput(

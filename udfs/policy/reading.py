@@ -12,6 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from contracts.approval import Answer, Override, Person, Signed
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract
 from contracts.envelope import MAX_HOPS, parse_time_ms
@@ -97,7 +98,7 @@ class Reader:
                 raise BadInput(
                     Cause.UNKNOWN_TYPE, f"expected {Proposal.event_type!r}, came {event['type']!r}"
                 )
-            data = Proposal.model_validate(event["data"])
+            data = Proposal.model_validate(current(Proposal, event))
             self._check_action(data.action, data.parameters)
             if data.situation_type not in self._contract.situations:
                 raise BadInput(Cause.DATA_INVALID, f"no situation {data.situation_type!r} in the contract")
@@ -127,7 +128,7 @@ class Reader:
             event = orjson.loads(value or b"")
             if event["type"] != Outcome.event_type or key != event["subject"].encode():
                 return None
-            data = Outcome.model_validate(event["data"])
+            data = Outcome.model_validate(current(Outcome, event))
             return Reported(
                 subject=event["subject"],
                 command_id=data.command_id,
@@ -135,17 +136,18 @@ class Reader:
                 event_ms=_time_ms(data.event_time),
                 cost=data.cost,
             )
-        except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError):
+        except (orjson.JSONDecodeError, ValidationError, BadInput, KeyError, TypeError, ValueError, AttributeError):
             return None
 
     def situation(self, key: bytes | None, value: bytes | None) -> dict[str, Any] | None:
         """The features of a situation about the subject that is the key; None for what is none."""
         try:
             event = orjson.loads(value or b"")
-            if key != event["subject"].encode() or event["type"] not in self._contract.situations:
+            kind = self._contract.situations.get(event["type"])
+            if kind is None or key != event["subject"].encode():
                 return None
-            data = event["data"]
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            data = current(kind, event)
+        except (orjson.JSONDecodeError, BadInput, KeyError, TypeError, AttributeError):
             return None
         return data if isinstance(data, dict) else None
 
@@ -160,7 +162,7 @@ class Reader:
                 raise BadInput(
                     Cause.UNKNOWN_TYPE, f"expected one of {sorted(_SIGNED)}, came {str(kind)[:64]!r}"
                 )
-            data = _SIGNED[kind].model_validate_json(orjson.dumps(event["data"]))
+            data = _SIGNED[kind].model_validate_json(orjson.dumps(current(_SIGNED[kind], event)))
             assert isinstance(data, (Answer, Override))
             _check_key(key, subject)
             _time_ms(data.signed_at)

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from contracts.data import ActionParameters
 from udfs.policy.approval import Hold
 from udfs.policy.arbitration import Contest
 from udfs.policy.reading import Reported
+from udfs.state import SUBJECT
 
 # Ends of holds remembered per subject.
 MAX_CLOSED = 32
@@ -31,7 +30,7 @@ class SubjectState:
         than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
         kept as long as the longest limit looks back, at least a day.
     in_flight: command id -> [action, lapses_ms, cooldown_ms, what is done (`deed`)], until its outcome or
-        its lapse; without the last where it was commanded before there were resources.
+        its lapse.
     cooling_ms: deed -> until when it waits after a failure.
     chains: the last ones, [ms, correlation id, agent, deed, hops] of what was commanded.
     decisions, head: how many were made, and the SHA-256 of the last one's bytes.
@@ -64,18 +63,18 @@ class SubjectState:
     versions: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return orjson.dumps(
+        return SUBJECT.dump(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
              self.claims, self.waits_for, self.waits_since_ms, self.asked_ms,
              self.grants, self.contests, self.versions]
-        ).decode()  # fmt: skip
+        )  # fmt: skip
 
     @classmethod
     def from_json(cls, text: str | None) -> SubjectState:
         if text is None:
             return cls()
-        state = cls(*orjson.loads(text))
+        state = cls(*SUBJECT.load(text))
         state.holds = {name: Hold.from_dict(raw) for name, raw in state.holds.items()}  # type: ignore[arg-type]
         state.contests = [Contest(**raw) for raw in state.contests]  # type: ignore[arg-type]
         return state
@@ -177,7 +176,7 @@ def deed(action: type[ActionParameters], parameters: Mapping[str, object]) -> st
 
 def deed_of(flight: Sequence[Any]) -> str:
     """The deed of an entry of `in_flight`."""
-    return str(flight[3] if len(flight) > 3 else flight[0])
+    return str(flight[3])
 
 
 def _at(entry: Allowed) -> int:

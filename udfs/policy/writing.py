@@ -98,9 +98,9 @@ class Writer:
 
     def __init__(self, domain: str) -> None:
         self._source = f"/flyball/{domain}/{STAGE}"
-        self._decision_schema = schema_urn(domain, Decision.event_type)
-        self._noted_schema = schema_urn(domain, Noted.event_type)
-        self._command_schema = schema_urn(domain, Command.event_type)
+        self._decision_schema = schema_urn(domain, Decision.event_type, Decision.schema_version)
+        self._noted_schema = schema_urn(domain, Noted.event_type, Noted.schema_version)
+        self._command_schema = schema_urn(domain, Command.event_type, Command.schema_version)
 
     def decision(
         self, state: SubjectState, proposal: Incoming, ruling: Ruling, *, decision_id: str, cause_id: str,

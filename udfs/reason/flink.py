@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pyflink.common import Row, Time, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import FlatMapFunction, KeyedBroadcastProcessFunction
@@ -39,6 +38,7 @@ from udfs.reason.metrics import Meters
 from udfs.reason.outputs import cel_condition, not_fitting, proposal_of, read_prompt_event
 from udfs.reason.recorded import STAGE, Exchanges, Recorded
 from udfs.serde import dead_letter
+from udfs.state import BOOKS, CALLS, CONTROL, REASON_WAITING
 
 # How often replies are collected, while there is something to wait for.
 COLLECT_MS = 25
@@ -48,6 +48,10 @@ _BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 # Agent, then the record: key, value, topic, partition, offset, when the broker appended it (ms).
 ROUTED = Types.ROW([Types.STRING(), _BYTES, _BYTES, Types.STRING(), Types.LONG(), Types.LONG(), Types.LONG()])
 CONTROL_STATE = MapStateDescriptor("control", Types.STRING(), Types.STRING())
+CALLS_STATE = MapStateDescriptor("calls", Types.STRING(), Types.STRING())
+BOOKS_STATE = ValueStateDescriptor("books", Types.STRING())
+DONE_STATE = MapStateDescriptor("done", Types.STRING(), Types.LONG())
+WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset/"
 # Ids of what was concluded are remembered this long (wall time): a situation that `context` repeats is not asked again.
 _REMEMBER = Time.days(7)
@@ -105,12 +109,11 @@ class Reason(KeyedBroadcastProcessFunction):
         listed = load_agents(Path(self._agents_file), self._contract)
         self._agents = Agents(self._contract, listed)
         self._llm = {agent.agent: agent for agent in listed if isinstance(agent, LlmAgent)}
-        self._calls = runtime_context.get_map_state(MapStateDescriptor("calls", Types.STRING(), Types.STRING()))
-        self._books = runtime_context.get_state(ValueStateDescriptor("books", Types.STRING()))
-        done = MapStateDescriptor("done", Types.STRING(), Types.LONG())
-        done.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
-        self._done = runtime_context.get_map_state(done)
-        self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY()))
+        self._calls = runtime_context.get_map_state(CALLS_STATE)
+        self._books = runtime_context.get_state(BOOKS_STATE)
+        DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
+        self._done = runtime_context.get_map_state(DONE_STATE)
+        self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._desks: dict[str, Desk] = {}
         self._settling: dict[str, dict[str, Call]] = {}
         self._prompts: dict[str, Prompt] | None = None
@@ -129,7 +132,7 @@ class Reason(KeyedBroadcastProcessFunction):
         agent, *record = value
         self._load(ctx)
         if not self._is_ready:
-            self._waiting.add(tuple(record))
+            self._waiting.add(REASON_WAITING.pack(record))
             self._wake(ctx, _WAIT_MS)
             return
         yield from self._opened(agent)
@@ -144,7 +147,7 @@ class Reason(KeyedBroadcastProcessFunction):
         if not self._is_ready:
             self._wake(ctx, _WAIT_MS)
             return
-        waiting = list(self._waiting.get() or ())
+        waiting = [REASON_WAITING.unpack(record) for record in self._waiting.get() or ()]
         if waiting:
             self._waiting.clear()
         if agent not in self._llm:
@@ -169,7 +172,7 @@ class Reason(KeyedBroadcastProcessFunction):
             return
         calls = []
         for text in list(self._calls.values()):
-            call = orjson.loads(text)
+            call = CALLS.load(text)
             key, value, *_ = call["record"]
             try:
                 self._agents.read(key.encode(), value.encode())
@@ -178,15 +181,15 @@ class Reason(KeyedBroadcastProcessFunction):
                 yield self._letter_of(refused, call["record"])
                 continue
             calls.append(call)
-        desk = self._desks[agent] = Desk(self._llm[agent], orjson.loads(self._books.value() or "{}"), calls)
+        desk = self._desks[agent] = Desk(self._llm[agent], BOOKS.load(self._books.value() or "{}"), calls)
         self._settling[agent] = {}
         if not calls:
             return
         self._exchanges.since(min(call["appended_ms"] for call in calls))
         # Into state too: what they had reserved is given back once, however often the job is restarted.
-        self._books.update(orjson.dumps(desk.to_dict()).decode())
+        self._books.update(BOOKS.dump(desk.to_dict()))
         for made in list(desk.calls.values()):
-            self._calls.put(made.call_id, orjson.dumps(made.to_dict()).decode())
+            self._calls.put(made.call_id, CALLS.dump(made.to_dict()))
             if self._knows(made):
                 yield from self._write_again(agent, made)
 
@@ -194,7 +197,7 @@ class Reason(KeyedBroadcastProcessFunction):
         """Calls and waiting records of an agent that is declared no more, to dead letters; its state is cleared."""
         refused = BadInput(Cause.AGENT_GONE, f"no agent {agent!r} is declared any more; its call was given up")
         for text in list(self._calls.values()):
-            yield self._letter_of(refused, orjson.loads(text)["record"])
+            yield self._letter_of(refused, CALLS.load(text)["record"])
         for record in waiting:
             yield self._letter_of(refused, record)
         self._calls.clear()
@@ -244,7 +247,7 @@ class Reason(KeyedBroadcastProcessFunction):
         self._meters.taken(agent)
         for dropped in desk.take(call):
             self._conclude(agent, dropped)
-        self._calls.put(call_id, orjson.dumps(call.to_dict()).decode())
+        self._calls.put(call_id, CALLS.dump(call.to_dict()))
         if self._knows(call):
             yield from self._write_again(agent, call)
 
@@ -276,7 +279,7 @@ class Reason(KeyedBroadcastProcessFunction):
             else:
                 self._conclude(agent, order)
         if has_changed:
-            self._books.update(orjson.dumps(desk.to_dict()).decode())
+            self._books.update(BOOKS.dump(desk.to_dict()))
         self._meters.standing(agent, desk.in_flight, desk.waiting + len(self._settling[agent]))
 
     def _back(self, agent: str, desk: Desk, back: Back) -> Iterator[Row]:
@@ -294,7 +297,7 @@ class Reason(KeyedBroadcastProcessFunction):
             if result.last is not None:
                 call.last_turn = result.last.exchange.turn
                 yield self._letter_of_reply(result.last, result.explanation)
-            self._calls.put(call.call_id, orjson.dumps(call.to_dict()).decode())
+            self._calls.put(call.call_id, CALLS.dump(call.to_dict()))
             return
         if back.call_id in self._settling[agent]:
             call = self._settling[agent].pop(back.call_id)
@@ -308,7 +311,7 @@ class Reason(KeyedBroadcastProcessFunction):
 
     def _ask(self, order: Start, prompt: Prompt, desk: Desk) -> None:
         call = order.call
-        self._calls.put(call.call_id, orjson.dumps(call.to_dict()).decode())
+        self._calls.put(call.call_id, CALLS.dump(call.to_dict()))
         self._caller.ask(
             Question(
                 call_id=call.call_id, agent=desk.agent, prompt=prompt, situation=self._situation(call), level=call.level,
@@ -368,9 +371,9 @@ class Reason(KeyedBroadcastProcessFunction):
                 for name, text in state.items():
                     kind, _, rest = name.partition("/")
                     if kind == "prompt":
-                        self._prompts[rest] = Prompt.model_validate_json(text)
+                        self._prompts[rest] = Prompt.model_validate_json(CONTROL.text(text))
                     elif kind == "model":
-                        self._models[rest] = load_model(ModelAlias.model_validate_json(text))
+                        self._models[rest] = load_model(ModelAlias.model_validate_json(CONTROL.text(text)))
             self._is_ready = all(
                 int(state.get(_READ_UP_TO + name) or -1) >= until - 1 for name, until in self._ready_at.items()
             )
@@ -388,7 +391,7 @@ class Reason(KeyedBroadcastProcessFunction):
                 name = f"model/{alias.alias}"
                 if alias.status == "active":
                     self._models[alias.alias] = model
-                    state.put(name, alias.model_dump_json())
+                    state.put(name, CONTROL.mark(alias.model_dump_json()))
                 elif (current := self._models.get(alias.alias)) and current.used.sha256 == alias.sha256:
                     del self._models[alias.alias]
                     state.remove(name)
@@ -401,7 +404,7 @@ class Reason(KeyedBroadcastProcessFunction):
         name, current = f"prompt/{prompt.prompt_id}", self._prompts.get(prompt.prompt_id)
         if prompt.status == "active":
             self._prompts[prompt.prompt_id] = prompt
-            state.put(name, prompt.model_dump_json())
+            state.put(name, CONTROL.mark(prompt.model_dump_json()))
         elif current is not None and current.version == prompt.version:
             del self._prompts[prompt.prompt_id]
             state.remove(name)

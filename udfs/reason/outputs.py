@@ -7,6 +7,7 @@ from dataclasses import replace
 import orjson
 from pydantic import ValidationError
 
+from contracts.data import current
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract
 from contracts.envelope import format_time_ms
@@ -37,7 +38,7 @@ def read_prompt_event(value: bytes) -> Prompt:
         event = orjson.loads(value)
         if not isinstance(event, dict) or event.get("type") != Prompt.event_type:
             raise BadInput(Cause.UNKNOWN_TYPE, f"expected type {Prompt.event_type!r}")
-        prompt = Prompt.model_validate_json(orjson.dumps(event.get("data")))
+        prompt = Prompt.model_validate_json(orjson.dumps(current(Prompt, {"data": None, **event})))
     except orjson.JSONDecodeError as error:
         raise BadInput(Cause.NOT_JSON, f"expected a prompt event as JSON: {error}") from None
     except ValidationError as error:

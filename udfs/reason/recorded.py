@@ -12,9 +12,9 @@ import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
 
-from contracts.data import Data
+from contracts.data import Data, current
 from contracts.envelope import derive_id, schema_urn
-from contracts.errors import BrokerUnavailable
+from contracts.errors import BadInput, BrokerUnavailable
 from contracts.exchange import Concluded, Exchange
 from contracts.topics import MAX_RECORD_BYTES, topic
 from udfs.serde import write_event
@@ -114,7 +114,7 @@ class Exchanges:
             event_type=data.event_type,
             subject=key,
             time_ms=int(time.time() * 1000),
-            dataschema=schema_urn(self._domain, data.event_type),
+            dataschema=schema_urn(self._domain, data.event_type, data.schema_version),
             data=data.model_dump(mode="json"),
             causation_id=cause_id,
         )
@@ -192,7 +192,7 @@ def read_exchange(value: bytes | None) -> Exchange | Concluded | None:
         event = orjson.loads(value or b"")
         for kind in (Exchange, Concluded):
             if event.get("type") == kind.event_type:
-                return kind.model_validate(event["data"])
-    except (orjson.JSONDecodeError, ValidationError, KeyError, AttributeError):
+                return kind.model_validate(current(kind, event))
+    except (orjson.JSONDecodeError, ValidationError, BadInput, KeyError, AttributeError):
         pass
     return None

@@ -19,6 +19,7 @@ from contracts.decision import Grant, Reason
 from contracts.envelope import format_time_ms, parse_time_ms
 from contracts.limit_claim import CircuitMoved, Claim, ClaimedLimit, Settlement
 from contracts.policy import Circuit
+from udfs.state import LIMIT_CLAIMS, LIMITS
 
 # Claims whose grants are remembered at least, to answer them alike when they come again.
 REMEMBERED = 20_000
@@ -91,16 +92,16 @@ class WideLimits:
 
     def head_to_json(self) -> str:
         """All but the entries."""
-        return orjson.dumps([self.clock_ms, self.breakers]).decode()
+        return LIMITS.dump([self.clock_ms, self.breakers])
 
     @classmethod
     def restore(cls, head: str | None, entries: list[str]) -> WideLimits:
         """As it was when `head` and every entry were stored."""
         limits = cls()
         if head is not None:
-            limits.clock_ms, breakers = orjson.loads(head)
+            limits.clock_ms, breakers = LIMITS.load(head)
             limits.breakers = {name: Breaker(**raw) for name, raw in breakers.items()}
-        for raw in sorted((orjson.loads(text) for text in entries), key=lambda raw: raw["number"]):
+        for raw in sorted((LIMIT_CLAIMS.load(text) for text in entries), key=lambda raw: raw["number"]):
             limits._enter(Entry(**raw))
         return limits
 

@@ -11,7 +11,7 @@ from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
-from contracts.data import Data
+from contracts.data import Data, current
 from contracts.dead_letter import Cause
 from contracts.decision import Grant
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
@@ -19,8 +19,11 @@ from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, CircuitMoved, Claim, Settlement
 from udfs.policy.writing import STAGE
 from udfs.serde import write_event
+from udfs.state import LIMIT_CLAIMS
 from udfs.wide_limits.core import Outcome, WideLimits, as_grant
 
+LIMITS_STATE = ValueStateDescriptor("limits", Types.STRING())
+LIMIT_CLAIMS_STATE = MapStateDescriptor("limit_claims", Types.STRING(), Types.STRING())
 _OWN = {kind.event_type: kind for kind in (Claim, Settlement, CircuitMoved)}
 
 
@@ -32,10 +35,8 @@ class WideCounter:
 
     def __init__(self, domain: str, runtime_context: RuntimeContext) -> None:
         self._domain = domain
-        self._head = runtime_context.get_state(ValueStateDescriptor("limits", Types.STRING()))
-        self._entries = runtime_context.get_map_state(
-            MapStateDescriptor("limit_claims", Types.STRING(), Types.STRING())
-        )
+        self._head = runtime_context.get_state(LIMITS_STATE)
+        self._entries = runtime_context.get_map_state(LIMIT_CLAIMS_STATE)
         self._limits: WideLimits | None = None
 
     def take(self, event: Data) -> Iterator[Row]:
@@ -65,7 +66,7 @@ class WideCounter:
 
     def _keep(self, done: Outcome, limits: WideLimits) -> None:
         for entry in done.changed:
-            self._entries.put(entry.claim_id, orjson.dumps(entry).decode())
+            self._entries.put(entry.claim_id, LIMIT_CLAIMS.dump(entry))
         for name in done.forgotten:
             self._entries.remove(name)
         if done.changed or done.moves:
@@ -78,7 +79,7 @@ def limits_row(
     """A record of the limits topic, as the jobs write theirs: topic, key, value."""
     event = write_event(
         event_id=event_id, source=f"/flyball/{domain}/{STAGE}/limits", event_type=kind.event_type, subject=key,
-        time_ms=parse_time_ms(at), dataschema=schema_urn(domain, kind.event_type), data=data, causation_id=cause_id,
+        time_ms=parse_time_ms(at), dataschema=schema_urn(domain, kind.event_type, kind.schema_version), data=data, causation_id=cause_id,
     )  # fmt: skip
     return Row("limits", key, event.decode())
 
@@ -87,15 +88,16 @@ def read_limits_event(key: bytes | None, value: bytes | None) -> Data:
     """A claim, a settlement, a move or a grant; raises BadInput for what is none."""
     try:
         event = orjson.loads(value or b"")
-        kind, data = event["type"], event["data"]
+        kind = event["type"]
         if key != event["subject"].encode():
             raise BadInput(Cause.KEY_MISMATCH, f"expected the key to be the subject {event['subject']!r}")
         if kind == Grant.event_type:
-            return as_grant(data)
+            return as_grant(current(Grant, event))
         if kind not in _OWN or key != LIMITS_KEY.encode():
             raise BadInput(
                 Cause.UNKNOWN_TYPE, f"expected one of {sorted(_OWN)} under {LIMITS_KEY!r}, or a grant, came {kind!r}"
             )
+        data = current(_OWN[kind], event)
         read = _OWN[kind].model_validate_json(orjson.dumps(data))
         format_time_ms(parse_time_ms(data["at"]))
         return read
