@@ -26,6 +26,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.command import Command
 from contracts.dead_letter import Cause
 from contracts.domain import load_domain
@@ -36,6 +37,7 @@ from contracts.topics import topic
 from ops import kafka
 from ops.home import Home
 from ops.world import Done, Handler, Order, load_world
+from udfs import broker_access
 from udfs.serde import dead_letter, write_event
 
 STAGE = "actuator"
@@ -217,6 +219,7 @@ def main() -> None:
     home = Home.default()
     load_domain(asked.domain)
     bootstrap = str(home.read_state()["bootstrap_servers"])
+    who = principal(asked.domain, "actuator")
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -224,6 +227,7 @@ def main() -> None:
     reader = KafkaConsumer(
         topic("commands").of(asked.domain),
         bootstrap_servers=bootstrap,
+        **broker_access.kafka_python(who),
         group_id=f"{asked.domain}-actuator",
         isolation_level="read_committed",
         enable_auto_commit=False,
@@ -231,7 +235,7 @@ def main() -> None:
         fetch_max_wait_ms=20,
         metrics_enabled=False,
     )
-    writer = kafka.producer(bootstrap, linger_ms=0)
+    writer = kafka.producer(bootstrap, principal=who, linger_ms=0)
     actuator = Actuator(asked.domain, memory, load_world(asked.domain).handlers(asked.seed), reader, writer)
     actuator.step()  # joins the group
     (home.run / "actuators" / f"{asked.domain}.ready").touch()
