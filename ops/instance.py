@@ -115,6 +115,7 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, secure: bool
             "rest_url": f"http://127.0.0.1:{ports['rest']}",
         }
     )
+    take_secrets(home)
 
 
 def wait_ready(home: Home) -> dict[str, object]:

@@ -195,6 +195,21 @@ def test_everything_listens_on_this_machine_only(running: Running) -> None:
     assert {name: strange for name, each in found.items() if (strange := [a for a in each if not a.is_loopback])} == {}
 
 
+def test_the_sql_clients_gateway_listens_on_this_machine_only(running: Running) -> None:
+    client = subprocess.Popen(
+        [str(CHECKOUT / "flyball"), "sql", "--domain", "machines"], cwd=CHECKOUT, stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "FLYBALL_HOME": str(running.home.path)},
+    )  # fmt: skip
+    try:
+        listening: list[Any] = []
+        while not listening and client.poll() is None:
+            tree = psutil.Process(client.pid).children(recursive=True)
+            listening = [a for p in tree if p.name() == "java" for a in addresses(p)]
+        assert listening and all(a.is_loopback for a in listening)
+    finally:
+        client.communicate(b"QUIT;\n", timeout=120)
+
+
 def test_nobody_who_does_not_log_in_reads_or_writes(running: Running) -> None:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
