@@ -22,7 +22,7 @@ _SHADED = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
 def folder() -> Path | None:
     """Where this process finds its secrets; None: the broker asks for none."""
     named = os.environ.get(VARIABLE)
-    return Path(named) if named else None
+    return Path(named).absolute() if named else None
 
 
 def password_file(secrets: Path, principal: str) -> Path:
