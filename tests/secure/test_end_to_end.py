@@ -24,8 +24,8 @@ from tests.loop import Said
 
 SERIES = ROOT / "data" / "machines" / "machine_temperature_system_failure.csv"
 PLANTED_KEY = "planted-key-of-a-model-server"
-# The last reading but some: the failure of the machine, so that there are proposals, decisions and commands.
-FIRST, LAST = 16_000, 17_500
+# Lines around the failure of the machine, with what the profile needs before: so there are commands.
+FIRST, LAST = 18_800, 20_200
 
 
 @dataclass(frozen=True)
