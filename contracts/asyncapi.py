@@ -32,7 +32,8 @@ _BINDING: Final = "0.5.0"
 
 def written_by(row: Topic) -> tuple[str, ...]:
     """The topic table's words as names: every job dead-letters what it cannot read."""
-    return JOBS if row.written_by == "every job" else tuple(row.written_by.split(", "))
+    words = row.written_by.split(", ")
+    return tuple(name for word in words for name in (JOBS if word == "every job" else (word,)))
 
 
 def _schema_name(event: EventType) -> str:

@@ -8,6 +8,7 @@ what it cannot read and a job may not.
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
@@ -36,12 +37,16 @@ def table_name(row: Topic) -> str:
     return row.name.replace("-", "_")
 
 
-def topic_table(row: Topic, domain: str, bootstrap_servers: str) -> str:
-    """The topic as a table that ends where the topic ends now; committed records only."""
+def topic_table(row: Topic, domain: str, bootstrap_servers: str, login: Mapping[str, str] | None = None) -> str:
+    """The topic as a table that ends where the topic ends now; committed records only.
+
+    `login`: options of the connector for a broker that asks who reads (udfs/broker_access.py).
+    """
     options = {
         "connector": "kafka",
         "topic": row.of(domain),
         "properties.bootstrap.servers": bootstrap_servers,
+        **(login or {}),
         "properties.isolation.level": "read_committed",
         "properties.max.partition.fetch.bytes": str(MAX_RECORD_BYTES),
         "scan.startup.mode": "earliest-offset",
@@ -125,13 +130,13 @@ def event_view(event: EventType) -> str:
     )
 
 
-def script(domain: str, bootstrap_servers: str) -> str:
+def script(domain: str, bootstrap_servers: str, login: Mapping[str, str] | None = None) -> str:
     """Every statement for `domain`, in a database of its name, each ended by a semicolon.
 
     Raises SetupFailed when there is no such domain.
     """
     statements = [f"CREATE DATABASE IF NOT EXISTS `{domain}`", f"USE `{domain}`"]
-    statements += [topic_table(row, domain, bootstrap_servers) for row in TOPICS]
+    statements += [topic_table(row, domain, bootstrap_servers, login) for row in TOPICS]
     statements += [event_view(event) for event in event_types(domain)]
     return _HEADER.format(domain=domain) + ";\n\n".join(statements) + ";\n"
 

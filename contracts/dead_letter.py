@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,6 +50,8 @@ class Attempt(BaseModel):
     error: str = Field(max_length=500)
 
 
+# Topics that a redrive may write: what only govern may write, or is published by a command of its own, is not put back.
+PUT_BACK: Final = ("facts", "outcomes", "situations", "proposals", "approvals")
 Attempts = Annotated[tuple[Attempt, ...], Field(max_length=100, strict=False)]
 
 

@@ -45,7 +45,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic("prompts", "prompt id/version", "a version of what language models are told", "people", 1, FOREVER),
     Topic("exchanges", "call id/turn", "a call of a language model or of its tool, as it was", "reason", _DATA_PARTITIONS, FOREVER, "compact"),
     Topic("audit-heads", "head number", "what every chain of decisions ended with, signed", "sealer", 1, FOREVER),
-    Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job", 1, FOREVER),
+    Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job, producers, actuators", 1, FOREVER),
     Topic("late-facts", "subject", "a fact too late for its event-time window (the fast lane used it)", "context", 1, 30 * DAY_MS),
 )  # fmt: skip
 

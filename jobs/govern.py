@@ -84,7 +84,7 @@ def build(
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:
     """Build the job with its own sources and sinks, ready to be submitted."""
-    until = end_offset(settings, "policies")
+    until = end_offset(settings, "policies", job=NAME)
     statements = build(env, t_env, settings, sources(settings), sinks(settings), policies_until=until)
     statements.attach_as_datastream()
 

@@ -84,7 +84,7 @@ def build(
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:
     """Build the job with its own sources and sinks, ready to be submitted."""
-    ready_at = {topic(name).of(settings.domain): end_offset(settings, name) for name in _CONTROL}
+    ready_at = {topic(name).of(settings.domain): end_offset(settings, name, job=NAME) for name in _CONTROL}
     statements = build(env, t_env, settings, sources(settings), sinks(settings), ready_at=ready_at)
     statements.attach_as_datastream()
 

@@ -35,7 +35,7 @@ NAME = "replay"
 
 
 def sources(settings: Settings, *, with_proposals: bool) -> dict[str, str]:
-    ends = committed_ends(settings, "decisions")
+    ends = committed_ends(settings, "decisions", job=NAME)
     inputs = ["outcomes", "approvals", *(["proposals"] if with_proposals else [])]
     return {
         "decisions_source": raw_source("decisions_source", ["decisions"], settings, group=NAME, until=ends),
@@ -75,7 +75,7 @@ def main() -> None:
         by_bytes=candidates is None, allows_repeats=settings.delivery == "at_least_once",
         period=Period(asked.from_ms, asked.to_ms),
     )  # fmt: skip
-    policies = control_records(settings, "policies")
+    policies = control_records(settings, "policies", job=NAME)
     log = PolicyLog(policies, load_domain(settings.domain).policy_variables())
     _, t_env = table_environment(NAME, settings)
     again = build(

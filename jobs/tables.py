@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from contracts.access import principal
 from contracts.errors import BrokerUnavailable
 from contracts.topics import MAX_RECORD_BYTES, topic
 from jobs.settings import Settings
+from udfs import broker_access
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
@@ -37,6 +39,7 @@ def raw_source(
         "connector": "kafka",
         "topic": ";".join(topic(name).of(settings.domain) for name in topics),
         "properties.bootstrap.servers": settings.bootstrap_servers,
+        **broker_access.flink(principal(settings.domain, group)),
         "properties.group.id": f"{settings.domain}-{group}",
         "properties.isolation.level": "read_committed",
         "properties.fetch.max.wait.ms": "250",
@@ -96,6 +99,7 @@ def sink_options(
         "connector": "kafka",
         "topic": topic(topic_name).of(settings.domain),
         "properties.bootstrap.servers": settings.bootstrap_servers,
+        **broker_access.flink(principal(settings.domain, producer)),
         "properties.linger.ms": "5",
         "properties.batch.size": "131072",
         "properties.acks": "all",
@@ -151,25 +155,25 @@ def event_sink(
     )
 
 
-def end_offset(settings: Settings, topic_name: str) -> int:
-    """Where the only partition of a control topic ends now; what lies before loads first.
+def end_offset(settings: Settings, topic_name: str, *, job: str) -> int:
+    """Where the only partition of a control topic ends now, asked as `job`; what lies before loads first.
 
     Control topics are written without transactions, so the record before the end is a real one.
     Raises BrokerUnavailable when no broker answers or the topic is missing.
     """
-    return committed_ends(settings, topic_name)[0]
+    return committed_ends(settings, topic_name, job=job)[0]
 
 
-def committed_ends(settings: Settings, topic_name: str) -> dict[int, int]:
+def committed_ends(settings: Settings, topic_name: str, *, job: str) -> dict[int, int]:
     """Partition -> where its committed records end now. Raises BrokerUnavailable as `end_offset`."""
-    with _reader(settings, topic_name) as (reader, where):
+    with _reader(settings, topic_name, job) as (reader, where):
         return {partition.partition: int(end) for partition, end in reader.end_offsets(where).items()}
 
 
-def control_records(settings: Settings, topic_name: str) -> list[tuple[int, bytes | None]]:
+def control_records(settings: Settings, topic_name: str, *, job: str) -> list[tuple[int, bytes | None]]:
     """Offset and value of every record of a control topic now. Raises BrokerUnavailable as `end_offset`."""
     found: list[tuple[int, bytes | None]] = []
-    with _reader(settings, topic_name) as (reader, where):
+    with _reader(settings, topic_name, job) as (reader, where):
         reader.assign(where)
         reader.seek_to_beginning(*where)
         ends = reader.end_offsets(where)
@@ -180,7 +184,7 @@ def control_records(settings: Settings, topic_name: str) -> list[tuple[int, byte
 
 
 @contextmanager
-def _reader(settings: Settings, topic_name: str) -> Iterator[tuple[KafkaConsumer, list[Any]]]:
+def _reader(settings: Settings, topic_name: str, job: str) -> Iterator[tuple[KafkaConsumer, list[Any]]]:
     """A consumer of committed records, and the topic's partitions."""
     from kafka import KafkaConsumer, TopicPartition
     from kafka.errors import KafkaError
@@ -189,6 +193,7 @@ def _reader(settings: Settings, topic_name: str) -> Iterator[tuple[KafkaConsumer
     try:
         reader = KafkaConsumer(
             bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed",
+            **broker_access.kafka_python(principal(settings.domain, job)),
             enable_auto_commit=False, max_partition_fetch_bytes=MAX_RECORD_BYTES,
         )  # fmt: skip
         try:

@@ -12,6 +12,7 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.approval import Answer, Override, Signed
 from contracts.decision import Decision, Noted
 from contracts.domain import columns, load_domain
@@ -193,14 +194,14 @@ def _say(
     bootstrap_servers: str, domain: str, subject: str, event_id: str, event: bytes
 ) -> list[dict[str, Any]]:
     """Send what was signed; what `govern` made of it."""
-    reader = kafka.consumer(bootstrap_servers)
+    reader = kafka.consumer(bootstrap_servers, principal=principal(domain, "people"))
     try:
         where = kafka.partitions(reader, [topic("decisions").of(domain)])
         reader.assign(where)
         reader.seek_to_end(*where)
         for place in where:
             reader.position(place)
-        writer = kafka.producer(bootstrap_servers)
+        writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
         writer.send(topic("approvals").of(domain), key=subject.encode(), value=event).get(timeout=30)
         writer.close()
         return _what_came(reader, event_id)

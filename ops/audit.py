@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from contracts.access import principal
 from contracts.envelope import parse_time_ms
 from contracts.errors import SetupFailed
 from contracts.topics import topic
@@ -24,7 +25,7 @@ from udfs.policy.signing import public_text
 
 def lines(bootstrap_servers: str, domain: str) -> Iterator[Line]:
     """The domain's decisions as a read_committed reader sees them, partition by partition; none is kept."""
-    reader, name = kafka.BulkReader(bootstrap_servers), topic("decisions").of(domain)
+    reader, name = kafka.BulkReader(bootstrap_servers, principal=principal(domain, "reader")), topic("decisions").of(domain)
     try:
         for partition in reader.partitions(name):
             for offset, key, value in reader.read(name, partition):
@@ -77,7 +78,7 @@ def verify(
     sealed_in = topic("audit-heads").of(domain)
     heads: list[Line] = []
     # Before the decisions: what a head covers was there when it was written.
-    if sealed_in in kafka.existing_topics(bootstrap_servers):
+    if sealed_in in kafka.existing_topics(bootstrap_servers, domain):
         heads = [Line(r.partition, r.offset, r.key, r.value) for r in kafka.read_all(bootstrap_servers, [sealed_in])]
     if heads and public_key is None:
         raise SetupFailed(

@@ -36,22 +36,34 @@ def _java(home: Home, java: Path, heap: str, *options: str) -> list[str]:
     ]
 
 
-def prepare(home: Home, ports: dict[str, int]) -> None:
+def _listeners(home: Home, ports: dict[str, int], *, is_secure: bool) -> dict[str, object]:
+    """Where the broker listens, and as what; only this machine reaches any of it."""
+    kafka, controller = f"127.0.0.1:{ports['kafka']}", f"127.0.0.1:{ports['controller']}"
+    if not is_secure:
+        clients = f"PLAINTEXT://{kafka}"
+        return {"listeners": f"{clients},CONTROLLER://{controller}", "advertised.listeners": clients}
+    clients = f"CLIENTS://{kafka},INTERNAL://127.0.0.1:{ports['internal']}"
+    return {
+        "listeners": f"{clients},CONTROLLER://{controller}",
+        "advertised.listeners": clients,
+        "ssl.keystore.location": home.secrets / "broker.pem",
+        "ssl.truststore.location": home.secrets / "ca.pem",
+    }
+
+
+def prepare(home: Home, ports: dict[str, int], *, is_secure: bool = False) -> None:
     """Write the broker's properties and format its log directory once. Keeps existing data."""
     folder = home.run / "broker"
     folder.mkdir(parents=True, exist_ok=True)
     home.logs.mkdir(parents=True, exist_ok=True)
-    kafka, controller = ports["kafka"], ports["controller"]
-    text = (CHECKOUT / "conf" / "broker.properties").read_text() + "\n".join(
-        [
-            f"log.dirs={folder / 'data'}",
-            f"listeners=PLAINTEXT://127.0.0.1:{kafka},CONTROLLER://127.0.0.1:{controller}",
-            f"advertised.listeners=PLAINTEXT://127.0.0.1:{kafka}",
-            f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
-            "",
-        ]
-    )
-    _properties_file(home).write_text(text)
+    found = {
+        "log.dirs": folder / "data",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{ports['controller']}",
+        **_listeners(home, ports, is_secure=is_secure),
+    }
+    shipped = ["broker.properties", *(["broker.secure.properties"] if is_secure else [])]  # a later line wins
+    text = "".join((CHECKOUT / "conf" / name).read_text() for name in shipped)
+    _properties_file(home).write_text(text + "".join(f"{name}={value}\n" for name, value in found.items()))
     if (folder / "data" / "meta.properties").exists():
         return
     done = subprocess.run(

@@ -30,6 +30,7 @@ prompt_app = typer.Typer(help="Prompts of language models as versioned events.",
 letters_app = typer.Typer(help="Bad input with its cause and position.", no_args_is_help=True)
 approvals_app = typer.Typer(help="What waits for people.", no_args_is_help=True)
 audit_app = typer.Typer(help="Proof of what was decided, and its story.", no_args_is_help=True)
+access_app = typer.Typer(help="Who may speak to a secure broker, and certificates.", no_args_is_help=True)
 contracts_app = typer.Typer(help="The generated contracts.", invoke_without_command=True)
 app.add_typer(policy_app, name="policy")
 app.add_typer(approvals_app, name="approvals")
@@ -40,6 +41,7 @@ app.add_typer(contracts_app, name="contracts")
 app.add_typer(audit_app, name="audit")
 producers_app = typer.Typer(help="Keys that producers sign facts with.", no_args_is_help=True)
 app.add_typer(producers_app, name="producers")
+app.add_typer(access_app, name="access")
 
 out = Console(width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True)
@@ -51,6 +53,7 @@ Graph = Annotated[Path | None, typer.Option(help="CSV of reference facts, played
 SignWith = Annotated[
     Path | None, typer.Option("--sign-with", help="sign each fact with this private key (PEM) of conf/DOMAIN/producers.yaml")
 ]
+Secure = Annotated[bool, typer.Option("--secure", help="TLS, logins and access rights on the broker")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
@@ -74,6 +77,7 @@ def _bootstrap() -> str:
             f"nothing runs in {home.path}: start it with './flyball up DOMAIN' (or set"
             " FLYBALL_BOOTSTRAP_SERVERS to a broker elsewhere)"
         )
+    instance.take_secrets(home)
     return str(home.read_state()["bootstrap_servers"])
 
 
@@ -144,6 +148,7 @@ def run(
     seed: Annotated[int, typer.Option(help="of generated inputs and simulated actuators")] = 1,
     count: Annotated[int | None, typer.Option(help="facts of a generated input")] = None,
     sign_with: SignWith = None,
+    secure: Secure = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Start everything, play an input through the whole loop, show what happened, take it down."""
@@ -158,7 +163,7 @@ def run(
     asked = runner.Asked(
         domain=domain, input=input, graph=graph, subject=subject,
         rate=settings.default_rate if rate is None else _rate(rate), report=report, is_kept=keep,
-        is_resumed=resume, seed=seed, count=count, sign_with=sign_with,
+        is_resumed=resume, seed=seed, count=count, sign_with=sign_with, is_secure=secure,
     )  # fmt: skip
     result = runner.run(asked, _home(), Console(stderr=True) if as_json else out)
     if as_json:
@@ -168,14 +173,14 @@ def run(
 
 
 @command(app)
-def up(domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False) -> None:
+def up(domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False, secure: Secure = False) -> None:
     """Start broker and cluster (if needed), and this domain's topics, policies, jobs and actuator."""
     from ops import instance
     from ops import run as runner
 
     home = _home()
     fresh = not resume and not instance.is_running(home)
-    _, seconds = runner.bring_up(home, domain, is_fresh=fresh, console=err)
+    _, seconds = runner.bring_up(home, domain, is_fresh=fresh, console=err, is_secure=secure)
     out.print(f"{domain} is up after {seconds['setup']:.1f} s; './flyball status' shows it")
 
 
@@ -282,11 +287,12 @@ def emit(
     """Publish facts into a running domain."""
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from contracts.access import principal
     from contracts.domain import load_domain
     from jobs.settings import load_settings
     from ops import kafka, producers
     from ops.player import Emitter, read_file, with_references
-    from ops.run import closing_tick_ms
+    from ops.run import close_windows
     from ops.world import load_world
 
     settings, world = load_settings(domain), load_world(domain)
@@ -294,7 +300,8 @@ def emit(
     sign = None if sign_with is None else producers.signer(settings, sign_with)
     if sign is None and settings.signed_facts == "required":
         err.print(f"{domain} requires signed facts: what is not signed becomes a dead letter (--sign-with)", style="yellow")
-    writer = kafka.producer(_bootstrap())
+    bootstrap = _bootstrap()
+    writer = kafka.producer(bootstrap, principal=principal(domain, "producer"))
     emitter = Emitter(load_domain(domain), writer, file_name=path.name if path else "stdin", sign=sign)
     items = read_file(path, world, subject=subject, max_ahead_ms=settings.max_ahead_s * 1000)
     items = with_references(items, graph, world, subject=subject)
@@ -305,7 +312,7 @@ def emit(
             on_progress=lambda d: bar.update(task, description=f"published {d.facts} facts"),
         )  # fmt: skip
     if tick and done.last_event_ms:
-        emitter.tick(closing_tick_ms(done, settings))
+        close_windows(emitter, bootstrap, settings)
     writer.close()
     result = {"facts": done.facts, "refused": done.refused, "not_sent": done.oversized}
     if as_json:
@@ -464,14 +471,18 @@ def trace(
     id: Annotated[str, typer.Argument(help="an event id or a correlation id")], as_json: AsJson = False
 ) -> None:
     """The causal tree around an event: what caused it, what came of it."""
+    from contracts.access import principal
     from contracts.domain import known_domains
     from ops import kafka
     from ops import trace as tracer
+    from udfs import broker_access
 
     bootstrap = _bootstrap()
-    there = kafka.existing_topics(bootstrap)
+    secrets = broker_access.folder()
     for domain in known_domains():
-        if f"{domain}.facts" not in there:
+        if secrets is not None and not broker_access.password_file(secrets, principal(domain, "reader")).exists():
+            continue  # never up here
+        if f"{domain}.facts" not in kafka.existing_topics(bootstrap, domain):
             continue
         chain = tracer.find_chain(bootstrap, domain, id)
         if chain:
@@ -1110,6 +1121,107 @@ def model_server(
         out.print(f"{stats['requests']} requests, {stats['cancelled']} cancelled, by status {stats['by_status']}")
 
 
+# --------------------------------------------------------------------------------------- access
+
+Role = Annotated[str, typer.Argument(help="producer or actuator: of these there may be several")]
+Named = Annotated[str, typer.Argument(help="which one: a-z, 0-9, hyphens")]
+
+
+def _secrets() -> Path:
+    from udfs import broker_access
+
+    return broker_access.folder() or Path(_home().secrets)
+
+
+def _establish(domain: str) -> bool:
+    """Tell the broker, if a secure one is at hand; otherwise the next start does."""
+    import os
+
+    from ops import access, instance
+
+    home = _home()
+    servers = os.environ.get("FLYBALL_INTERNAL_SERVERS", "")
+    if not servers and instance.is_running(home) and home.is_secure:
+        servers = instance.internal_servers(home)
+    if servers:
+        access.establish(servers, _secrets(), domain)
+    return bool(servers)
+
+
+def _known_domain(domain: str) -> None:
+    from jobs.settings import load_settings
+
+    load_settings(domain)
+
+
+@command(access_app, "list")
+def access_list(domain: Domain, as_json: AsJson = False) -> None:
+    """Who may do what with the topics of a domain; needs no broker."""
+    from ops import access
+
+    _known_domain(domain)
+    rows = [
+        {"principal": who, "rights": [f"{g.operation} {g.resource.lower()} {g.name}{'*' if g.is_prefix else ''}" for g in access.rights(who)]}
+        for who in access.principals(_secrets(), domain)
+    ]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None)
+    for column in ("principal", "rights"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(str(row["principal"]), "\n".join(row["rights"]))
+    out.print(table)
+
+
+@command(access_app, "add")
+def access_add(domain: Domain, role: Role, name: Named) -> None:
+    """A producer or actuator more, with a password of its own; the file is what it needs besides ca.pem."""
+    from ops import access
+
+    _known_domain(domain)
+    path = access.add(_secrets(), domain, role, name)
+    is_told = _establish(domain)
+    out.print(f"{path.stem}: password in {path}" + ("" if is_told else "; the next secure start lets it in"), soft_wrap=True)
+
+
+@command(access_app, "remove")
+def access_remove(domain: Domain, role: Role, name: Named) -> None:
+    """Let a named producer or actuator in no more."""
+    from ops import access
+
+    _known_domain(domain)
+    who = access.remove(_secrets(), domain, role, name)
+    is_told = _establish(domain)
+    out.print(f"{who} is removed" + ("; connections it has last until they close" if is_told else "; the next secure start knows"))
+
+
+@command(access_app, "rotate")
+def access_rotate(
+    domain: Domain, roles: Annotated[list[str] | None, typer.Argument(help="govern, producer-gateway, ...; default: all")] = None
+) -> None:
+    """New passwords; what speaks with the old ones is then to be started again."""
+    from ops import access
+
+    _known_domain(domain)
+    for who in access.rotate(_secrets(), domain, roles):
+        out.print(f"{who} has a new password")
+    if _establish(domain):
+        out.print(f"what runs with the old ones logs in no more once it has to: './flyball down', './flyball up {domain} --resume'")
+
+
+@command(access_app, "renew")
+def access_renew(
+    host: Annotated[list[str] | None, typer.Option(help="a name or address clients know the broker by, besides this machine's")] = None
+) -> None:
+    """A new certificate of the broker, from the same authority; it takes effect at the next start."""
+    from ops import certificates
+
+    ends = certificates.renew(_secrets(), (*certificates.HOSTS, *(host or ())), now=certificates.now())
+    out.print(f"the broker's certificate is good until {ends:%Y-%m-%d}; './flyball down' and up again to use it")
+
+
 # ------------------------------------------------------------------------------------ bad input
 
 
@@ -1260,8 +1372,13 @@ def contracts(
         else:
             import os
 
+            from contracts.access import principal
+            from udfs import broker_access
+
             servers = os.environ.get("FLYBALL_BOOTSTRAP_SERVERS", "localhost:9092")
-            sys.stdout.write("\n".join(ddl_text.script(d, servers) for d in known_domains()))
+            sys.stdout.write(
+                "\n".join(ddl_text.script(d, servers, broker_access.flink(principal(d, "reader"))) for d in known_domains())
+            )
 
 
 @command(contracts_app, "check")

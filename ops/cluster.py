@@ -94,10 +94,11 @@ def prepare(home: Home, ports: dict[str, int]) -> None:
     shipped = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
     settings = _merge(_nested(shipped), asked_settings())
     runtime: dict[str, Any] = {
-        "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}},
+        # Without a bind-host both listen on every address of the machine.
+        "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}, "bind-host": "127.0.0.1"},
         "rest": {"address": "127.0.0.1", "bind-address": "127.0.0.1", "port": ports["rest"],
                  "bind-port": str(ports["rest"])},
-        "taskmanager": {"host": "127.0.0.1"},
+        "taskmanager": {"host": "127.0.0.1", "bind-host": "127.0.0.1"},
         "blob": {"server": {"port": "0"}},
         "io": {"tmp": {"dirs": str(root / "tmp")}},
         "execution": {

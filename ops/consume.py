@@ -37,6 +37,7 @@ from kafka.errors import CommitFailedError, RebalanceInProgressError
 from kafka.structs import OffsetAndMetadata
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.command import Command
 from contracts.data import current
 from contracts.dead_letter import Attempt, Cause
@@ -322,16 +323,18 @@ class Commands:
     @classmethod
     def open(
         cls, domain: str, handlers: Mapping[str, Handler], *, bootstrap_servers: str, group: str,
-        memory: Path | str, **options: Any,
+        memory: Path | str, name: str = "", **options: Any,
     ) -> Self:  # fmt: skip
         """With a reader in the consumer group `group` and a file for what was done; `options` as above.
 
-        A group that is new begins with the oldest command there is; expired ones are refused.
-        Raises BrokerUnavailable.
+        A group that is new begins with the oldest command there is; expired ones are refused. On a secure broker
+        (FLYBALL_SECRETS) it logs in as `<domain>.actuator`, or as the one that was added under `name`, and the group's
+        name must begin with `<domain>-actuator`. Raises BrokerUnavailable.
         """
+        who = principal(domain, "actuator", name)
         return cls(
-            domain, handlers, reader=kafka.member(bootstrap_servers, group),
-            writer=kafka.producer(bootstrap_servers, linger_ms=0), memory=Memory(Path(memory)), **options,
+            domain, handlers, reader=kafka.member(bootstrap_servers, group, principal=who),
+            writer=kafka.producer(bootstrap_servers, principal=who, linger_ms=0), memory=Memory(Path(memory)), **options,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

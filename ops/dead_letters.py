@@ -23,7 +23,8 @@ from typing import Any, Literal
 import orjson
 from pydantic import ValidationError
 
-from contracts.dead_letter import Cause, DeadLetter, Redriven
+from contracts.access import principal
+from contracts.dead_letter import PUT_BACK, Cause, DeadLetter, Redriven
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, parse_json, parse_time_ms, schema_urn
 from contracts.errors import BadInput, SetupFailed
@@ -46,7 +47,6 @@ _NEVER: Mapping[str, str] = {
     "prompts": _PUBLISH_ANEW.format("prompt"),
     "exchanges": "it is a model's reply: its agent has asked again or fallen back",
 }
-PUT_BACK = ("facts", "outcomes", "situations", "proposals", "approvals")
 State = Literal["dead", "redriven", "accepted", "dead_again"]
 Mark = tuple[str, str]
 
@@ -181,7 +181,7 @@ def passed(bootstrap_servers: str, domain: str, jobs: Collection[str]) -> Callab
         readers = [reader for reader, topics in kafka.READERS.items() if name in topics and reader in {*jobs, "actuator"}]
         for reader in readers:
             if reader not in found:
-                found[reader] = kafka.committed(bootstrap_servers, f"{domain}-{reader}")
+                found[reader] = kafka.committed(bootstrap_servers, f"{domain}-{reader}", principal=principal(domain, "reader"))
             if found[reader].get((put.topic, put.partition), 0) <= put.offset:
                 return False
         return True
@@ -346,6 +346,13 @@ def plan(
 # ------------------------------------------------------------------------------------ putting back
 
 
+def transactional_writer(bootstrap_servers: str, domain: str) -> kafka.TransactionalWriter:
+    """The one that puts records of the domain back; whoever had it before can write no more."""
+    return kafka.TransactionalWriter(
+        bootstrap_servers, f"{domain}-redriver-0", principal=principal(domain, "redriver")
+    )
+
+
 def redrive(
     bootstrap_servers: str, domain: str, chosen: Sequence[History], *, corrected: Mapping[str, bytes] | None = None,
     is_dry: bool = False, now_ms: int, writer: kafka.TransactionalWriter | None = None,
@@ -379,7 +386,7 @@ def redrive(
         else:
             todo.append(put)
     if todo:
-        writer = writer or kafka.TransactionalWriter(bootstrap_servers, f"{domain}-{STAGE}")
+        writer = writer or transactional_writer(bootstrap_servers, domain)
         try:
             for result in _put_back(bootstrap_servers, domain, todo, writer, now_ms):
                 results[result.letter_id] = result

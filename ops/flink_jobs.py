@@ -64,6 +64,7 @@ def client_environment(home: Home) -> dict[str, str]:
         **cluster.environment(home, java_home()),
         # A client plans one job and ends: the optimising compiler would cost more than it gives.
         "JVM_ARGS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto",
+        **home.broker_environment(),
         "FLYBALL_REST": str(state["rest_url"]).removeprefix("http://"),
         "FLYBALL_BOOTSTRAP_SERVERS": str(state["bootstrap_servers"]),
         "FLYBALL_CHECKPOINTS": (cluster.folder(home) / "checkpoints").as_uri(),

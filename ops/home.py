@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from udfs import broker_access
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -41,6 +43,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def secrets(self) -> Path:
+        """Certificates and passwords of a secure instance. They outlive `run`, which a fresh start empties."""
+        return self.path / "secrets"
+
+    @property
     def models(self) -> Path:
         """Content-addressed model artefacts, `<sha256>.onnx`."""
         return self.path / "models"
@@ -48,6 +55,16 @@ class Home:
     @property
     def state_file(self) -> Path:
         return self.run / "instance.json"
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the instance that runs here, or ran here last, has a broker that asks who speaks."""
+        return bool(self.read_state().get("is_secure"))
+
+    def broker_environment(self, *, is_secure: bool | None = None) -> dict[str, str]:
+        """What a client of this instance's broker needs in its environment; default: as its state says."""
+        needs = self.is_secure if is_secure is None else is_secure
+        return {broker_access.VARIABLE: str(self.secrets) if needs else ""}
 
     def read_state(self) -> dict[str, object]:
         """What the supervisor last wrote about this instance; empty when nothing runs here."""

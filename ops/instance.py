@@ -37,10 +37,10 @@ def is_running(home: Home) -> bool:
     return _supervisor(home) is not None and home.read_state().get("state") in ("starting", "ready")
 
 
-def configured_ports() -> dict[str, int]:
+def configured_ports(*, is_secure: bool = False) -> dict[str, int]:
     """FLYBALL_KAFKA_PORT, FLYBALL_REST_PORT, ... ; 0 (the default) lets us choose."""
     found = {}
-    for name in ("kafka", "controller", "rest", "jobmanager"):
+    for name in ("kafka", "controller", "rest", "jobmanager", *(["internal"] if is_secure else [])):
         text = os.environ.get(f"FLYBALL_{name.upper()}_PORT", "0")
         if not text.isdigit() or int(text) > 65535:
             raise SetupFailed(f"FLYBALL_{name.upper()}_PORT: expected 0..65535, came {text!r}")
@@ -56,8 +56,22 @@ def configured_taskmanagers() -> int:
     return int(text)
 
 
-def start(home: Home, *, fresh: bool, while_pid: int | None = None) -> None:
-    """Launch the supervisor; returns at once (see wait_ready). `fresh` empties topics and state."""
+def internal_servers(home: Home) -> str:
+    """Where a secure broker listens for itself and for whoever sets rights."""
+    ports = home.read_state().get("ports")
+    return f"127.0.0.1:{ports['internal']}" if isinstance(ports, dict) and "internal" in ports else ""
+
+
+def take_secrets(home: Home) -> None:
+    """From here on this process speaks to the broker of `home` as that asks (udfs/broker_access.py)."""
+    os.environ.update(home.broker_environment())
+
+
+def start(home: Home, *, fresh: bool, while_pid: int | None = None, secure: bool = False) -> None:
+    """Launch the supervisor; returns at once (see wait_ready). `fresh` empties topics and state.
+
+    `secure`: the broker takes TLS and known principals only (ops/access.py); their secrets must be there.
+    """
     if is_running(home):
         raise SetupFailed(
             f"an instance already runs in {home.path} (supervisor {home.read_state()['supervisor_pid']});"
@@ -74,11 +88,13 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None) -> None:
             stale.unlink()
     home.logs.mkdir(parents=True, exist_ok=True)
     home.run.mkdir(parents=True, exist_ok=True)
-    ports = choose(configured_ports())
+    ports = choose(configured_ports(is_secure=secure))
     cluster.prepare(home, ports)  # job clients read it before the cluster is up
     arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers())]
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
+    if secure:
+        arguments.append("--secure")
     with (home.logs / "supervisor.out").open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "ops.supervisor", *arguments],
@@ -86,18 +102,20 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None) -> None:
             stdout=out,
             stderr=out,
             cwd=CHECKOUT,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            env={**os.environ, **home.broker_environment(is_secure=secure), "PYTHONPATH": str(CHECKOUT)},
             start_new_session=True,
         )
     home.write_state(
         {
             "state": "starting",
+            "is_secure": secure,
             "ports": ports,
             "supervisor_pid": process.pid,
             "bootstrap_servers": f"127.0.0.1:{ports['kafka']}",
             "rest_url": f"http://127.0.0.1:{ports['rest']}",
         }
     )
+    take_secrets(home)
 
 
 def wait_ready(home: Home) -> dict[str, object]:

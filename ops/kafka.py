@@ -12,8 +12,10 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+from contracts import access
 from contracts.errors import BrokerUnavailable
 from contracts.topics import MAX_RECORD_BYTES, TOPICS
+from udfs import broker_access
 
 _PATIENCE_S = 30.0
 # So few records behind may be markers of transactions only, which no reader's committed offset passes.
@@ -34,11 +36,12 @@ class Record:
     value: bytes | None
 
 
-def producer(bootstrap_servers: str, *, linger_ms: int = 5) -> KafkaProducer:
-    """An idempotent producer that waits for the broker's acknowledgement."""
+def producer(bootstrap_servers: str, *, principal: str | None = None, linger_ms: int = 5) -> KafkaProducer:
+    """An idempotent producer that waits for the broker's acknowledgement; a secure broker asks for a `principal`."""
     try:
         return KafkaProducer(
             bootstrap_servers=bootstrap_servers,
+            **broker_access.kafka_python(principal),
             acks="all",
             enable_idempotence=True,
             linger_ms=linger_ms,
@@ -50,11 +53,14 @@ def producer(bootstrap_servers: str, *, linger_ms: int = 5) -> KafkaProducer:
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
-def consumer(bootstrap_servers: str, *, is_committed: bool = True, max_poll: int = 5000) -> KafkaConsumer:
+def consumer(
+    bootstrap_servers: str, *, principal: str | None = None, is_committed: bool = True, max_poll: int = 5000
+) -> KafkaConsumer:
     """A reader without a group; it sees only committed transactions unless told otherwise."""
     try:
         return KafkaConsumer(
             bootstrap_servers=bootstrap_servers,
+            **broker_access.kafka_python(principal),
             isolation_level="read_committed" if is_committed else "read_uncommitted",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -67,7 +73,7 @@ def consumer(bootstrap_servers: str, *, is_committed: bool = True, max_poll: int
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
-def member(bootstrap_servers: str, group: str) -> KafkaConsumer:
+def member(bootstrap_servers: str, group: str, *, principal: str | None = None) -> KafkaConsumer:
     """A reader of committed records in a consumer group, which commits by hand; a group begins with the oldest.
 
     One that was killed is missed after ten seconds. It gives at most 50 records at once: they are handled before the
@@ -76,6 +82,7 @@ def member(bootstrap_servers: str, group: str) -> KafkaConsumer:
     try:
         return KafkaConsumer(
             bootstrap_servers=bootstrap_servers,
+            **broker_access.kafka_python(principal),
             group_id=group,
             isolation_level="read_committed",
             enable_auto_commit=False,
@@ -89,9 +96,13 @@ def member(bootstrap_servers: str, group: str) -> KafkaConsumer:
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
+def _admin(bootstrap_servers: str, principal: str | None) -> KafkaAdminClient:
+    return KafkaAdminClient(bootstrap_servers=bootstrap_servers, **broker_access.kafka_python(principal))
+
+
 def create_topics(bootstrap_servers: str, domain: str) -> None:
     """Create the domain's topics that do not exist yet, as the topic table says."""
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    admin = _admin(bootstrap_servers, access.principal(domain, "admin"))
     try:
         existing = set(admin.list_topics())
         new = [
@@ -128,9 +139,10 @@ def partitions(reader: KafkaConsumer, topics: list[str]) -> list[TopicPartition]
     return found
 
 
-def read_all(bootstrap_servers: str, topics: list[str]) -> Iterator[Record]:
-    """Every record that is in `topics` now, partition by partition in offset order."""
-    reader = consumer(bootstrap_servers)
+def read_all(bootstrap_servers: str, topics: list[str], *, role: str = "reader") -> Iterator[Record]:
+    """Every record that is in `topics` of one domain now, partition by partition in offset order."""
+    domain = topics[0].partition(".")[0]
+    reader = consumer(bootstrap_servers, principal=access.principal(domain, role))
     try:
         where = partitions(reader, topics)
         reader.assign(where)
@@ -155,12 +167,13 @@ class BulkReader:
     decision than it takes to make it again (docs/decisions/0015). Raises BrokerUnavailable.
     """
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, *, principal: str | None = None) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._reader = confluent_kafka.Consumer(
             {
                 "bootstrap.servers": bootstrap_servers,
-                "group.id": "flyball-bulk",  # asked for by the client; nothing is committed
+                **broker_access.confluent(principal),
+                "group.id": access.BULK_GROUP,  # asked for by the client; nothing is committed
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
@@ -230,13 +243,14 @@ class TransactionalWriter:
     undone after some 25 s, until when readers of committed records wait before it. Raises BrokerUnavailable.
     """
 
-    def __init__(self, bootstrap_servers: str, transactional_id: str) -> None:
+    def __init__(self, bootstrap_servers: str, transactional_id: str, *, principal: str | None = None) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._acknowledged: list[tuple[int, int] | None] = []
         self._error: confluent_kafka.KafkaError | None = None
         self._writer = confluent_kafka.Producer(
             {
                 "bootstrap.servers": bootstrap_servers,
+                **broker_access.confluent(principal),
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": 15_000,
                 "message.max.bytes": MAX_RECORD_BYTES,
@@ -304,11 +318,12 @@ class TransactionalWriter:
         self._writer.flush(0)
 
 
-def wait_for_broker(bootstrap_servers: str, *, timeout_s: float = 60) -> None:
+def wait_for_broker(bootstrap_servers: str, *, principal: str | None = None, timeout_s: float = 60) -> None:
+    """Until the broker answers `principal`. Raises BrokerUnavailable."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            KafkaAdminClient(bootstrap_servers=bootstrap_servers).close()
+            _admin(bootstrap_servers, principal).close()
             return
         except KafkaError as error:
             if time.monotonic() > deadline:
@@ -335,8 +350,9 @@ class LagReader:
     def __init__(self, bootstrap_servers: str, domain: str, jobs: Iterable[str]) -> None:
         self._domain = domain
         self._readers = {name: READERS[name] for name in (*jobs, "actuator")}
-        self._admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        self._reader = consumer(bootstrap_servers)
+        principal = access.principal(domain, "reader")
+        self._admin = _admin(bootstrap_servers, principal)
+        self._reader = consumer(bootstrap_servers, principal=principal)
         self._read_through: dict[TopicPartition, tuple[int, int]] = {}
 
     def lags(self) -> dict[str, int]:
@@ -372,17 +388,18 @@ class LagReader:
         self._reader.close()
 
 
-def committed(bootstrap_servers: str, group: str) -> dict[TopicPartition, int]:
+def committed(bootstrap_servers: str, group: str, *, principal: str | None = None) -> dict[TopicPartition, int]:
     """Where the consumer group would go on reading, for each partition it has committed."""
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    admin = _admin(bootstrap_servers, principal)
     try:
         return {place: at.offset for place, at in admin.list_group_offsets(group).get(group, {}).items()}
     finally:
         admin.close()
 
 
-def existing_topics(bootstrap_servers: str) -> set[str]:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+def existing_topics(bootstrap_servers: str, domain: str) -> set[str]:
+    """The topics there are; of a secure broker those of `domain`, as it shows nobody what he may not see."""
+    admin = _admin(bootstrap_servers, access.principal(domain, "reader"))
     try:
         return set(admin.list_topics())
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.envelope import derive_id, schema_urn
 from contracts.errors import ModelRefused
 from contracts.model import ModelAlias
@@ -59,7 +60,7 @@ def shipped_models(domain: str) -> list[ModelAlias]:
 
 def publish(bootstrap_servers: str, domain: str, models: list[ModelAlias], *, now_ms: int) -> None:
     """Write one alias event per model; `propose` answers with the newest from then on."""
-    writer = kafka.producer(bootstrap_servers)
+    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
     try:
         for model in models:
             key = f"{model.alias}/{model.version}"

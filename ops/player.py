@@ -364,13 +364,19 @@ class Emitter:
             raise SetupFailed(f"the broker refused a fact: {error}") from error
         done.facts += 1
 
-    def tick(self, event_ms: int) -> None:
-        """One tick on every partition `context` reads: event time has passed `event_ms` everywhere."""
+    def tick(self, event_ms: int, *, outcomes: KafkaProducer | None = None) -> None:
+        """One tick on every partition `context` reads: event time has passed `event_ms` everywhere.
+
+        `outcomes` writes those on the outcomes, where the producer of facts may not.
+        """
         for row in (topic("facts"), topic("outcomes")):
             for partition in range(row.partitions):
                 fact = NewFact(ClockTicked.event_type, f"clock-{partition}", event_ms, {}, f"{row.name} {event_ms}")
+                writer = outcomes if outcomes is not None and row.name == "outcomes" else self._writer
                 name, value = row.of(self._contract.name), self.encode(fact)
                 if self._sign is not None:
                     value = self._sign(value, name)
-                self._writer.send(name, key=fact.subject.encode(), value=value, partition=partition)
+                writer.send(name, key=fact.subject.encode(), value=value, partition=partition)
         self._writer.flush()
+        if outcomes is not None:
+            outcomes.flush()

@@ -10,6 +10,7 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.approval import Person
 from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
@@ -253,7 +254,7 @@ def publish_people(
 def _send(
     bootstrap_servers: str, domain: str, events: list[tuple[str, str, object]], now_ms: int
 ) -> None:
-    writer = kafka.producer(bootstrap_servers)
+    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
     try:
         for ordinal, (key, kind, data) in enumerate(events):
             event = write_event(

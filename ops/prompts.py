@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, schema_urn
 from contracts.errors import SetupFailed
@@ -131,7 +132,7 @@ def publish(bootstrap_servers: str, domain: str, prompts: Iterable[Prompt], *, n
     ]
     if changed:
         raise SetupFailed(f"expected a new version for a changed prompt; published with other content: {', '.join(changed)}")
-    writer = kafka.producer(bootstrap_servers)
+    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
     try:
         for prompt in prompts:
             key = f"{prompt.prompt_id}/{prompt.version}"

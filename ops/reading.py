@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from contracts.access import principal
 from contracts.errors import SetupFailed
 from contracts.topics import TOPICS
 from contracts.topics import topic as topic_row
@@ -34,7 +35,7 @@ def records(
     short = topic.removeprefix(f"{domain}.")
     if short not in [row.name for row in TOPICS]:
         raise SetupFailed(f"expected a topic of {[row.name for row in TOPICS]}, came {topic!r}")
-    reader = kafka.consumer(bootstrap_servers)
+    reader = kafka.consumer(bootstrap_servers, principal=principal(domain, "reader"))
     try:
         where = kafka.partitions(reader, [topic_row(short).of(domain)])
         reader.assign(where)

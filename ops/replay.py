@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from contracts.access import principal
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from contracts.policy import Policy
@@ -66,7 +67,7 @@ def run(
     governor = Governor(contract, max_hops=settings.max_hops)
     done = Done()
     began = time.perf_counter()
-    reader = kafka.BulkReader(bootstrap_servers)
+    reader = kafka.BulkReader(bootstrap_servers, principal=principal(domain, "reader"))
     try:
         log = PolicyLog(
             [(offset, value) for offset, _, value in reader.read(topic("policies").of(domain), 0)],

@@ -15,10 +15,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from contracts.access import principal
 from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
-from ops import code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
+from ops import access, code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
 from ops.home import Home
 from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
@@ -42,6 +43,7 @@ class Asked:
     report: Path | None = None
     is_kept: bool = False
     is_resumed: bool = False
+    is_secure: bool = False
     seed: int = 1
     count: int | None = None
     sign_with: Path | None = None
@@ -49,10 +51,11 @@ class Asked:
 
 def bring_up(
     home: Home, domain: str, *, is_fresh: bool, console: Console, while_pid: int | None = None,
-    seed: int = 1, options: tuple[str, ...] = (),
+    seed: int = 1, options: tuple[str, ...] = (), is_secure: bool = False,
 ) -> tuple[Settings, dict[str, float]]:  # fmt: skip
     """Broker, cluster, topics, policies, models, jobs, actuator and sealer; returns when all of it runs.
 
+    A secure instance stays so when it goes on (not `is_fresh`), also without `is_secure`.
     Raises SetupFailed, JobFailed or PolicyRefused with the cause. Gives the settings in force and
     how long each step took (seconds).
     """
@@ -67,8 +70,14 @@ def bring_up(
     is_started = instance.is_running(home)
     if is_started and domain in flink_jobs.wanted(home):
         raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
+    if is_started and is_secure and not home.is_secure:
+        raise SetupFailed("the instance that runs here is not secure: './flyball down' first, then --secure")
+    is_secure = is_secure or (home.is_secure and (is_started or not is_fresh))
+    if is_secure and (warning := access.made(home.secrets, domain)):
+        console.print(f"[yellow]{warning}[/yellow]")
     if not is_started:
-        instance.start(home, fresh=is_fresh, while_pid=while_pid)
+        instance.start(home, fresh=is_fresh, while_pid=while_pid, secure=is_secure)
+    instance.take_secrets(home)
     resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
     models_port = 0
     is_served = settings.models_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
@@ -79,7 +88,7 @@ def bring_up(
     submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume, code=code)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
-            bootstrap = _wait_for_broker(home)
+            bootstrap = _wait_for_broker(home, domain)
             kafka.create_topics(bootstrap, domain)
             shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
             instance.wait_ready(home)
@@ -103,8 +112,8 @@ def bring_up(
     return settings, seconds
 
 
-def _wait_for_broker(home: Home) -> str:
-    """The broker's address as soon as it serves; the cluster may still be starting."""
+def _wait_for_broker(home: Home, domain: str) -> str:
+    """The broker's address as soon as it serves this domain; the cluster may still be starting."""
     deadline = time.monotonic() + instance.START_PATIENCE_S
     while time.monotonic() < deadline:
         state = home.read_state()
@@ -113,7 +122,9 @@ def _wait_for_broker(home: Home) -> str:
         processes = state.get("processes")
         if isinstance(processes, dict) and (processes.get("broker") or {}).get("is_ready"):
             bootstrap = str(state["bootstrap_servers"])
-            kafka.wait_for_broker(bootstrap)
+            if home.is_secure:
+                access.establish(instance.internal_servers(home), home.secrets, domain)
+            kafka.wait_for_broker(bootstrap, principal=principal(domain, "admin"))
             return bootstrap
         time.sleep(0.05)
     instance.wait_ready(home)
@@ -173,7 +184,7 @@ def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
     try:
         settings, seconds = bring_up(
             home, asked.domain, is_fresh=not asked.is_resumed, console=console,
-            while_pid=keeper, seed=asked.seed,
+            while_pid=keeper, seed=asked.seed, is_secure=asked.is_secure,
         )  # fmt: skip
         report = _play(asked, home, settings, console, began, seconds["setup"])
     except BaseException:
@@ -212,7 +223,7 @@ def _play(
     )  # fmt: skip
     watch.start()
     path = asked.input or default_input(settings)
-    writer = kafka.producer(bootstrap)
+    writer = kafka.producer(bootstrap, principal=principal(asked.domain, "producer"))
     emitter = Emitter(
         load_domain(asked.domain), writer, file_name=path.name if path else f"seed-{asked.seed}",
         sign=_sign(asked, settings),
@@ -223,7 +234,7 @@ def _play(
         try:
             emitter.emit(items(asked, settings, world, watch), rate=asked.rate)
             if emitter.emitted.last_event_ms:
-                emitter.tick(closing_tick_ms(emitter.emitted, settings))
+                close_windows(emitter, bootstrap, settings)
         except BaseException as error:
             failure.append(error)
 
@@ -246,6 +257,13 @@ def _play(
     for problem in emitter.emitted.oversized:
         console.print(f"[red]not sent:[/red] {problem}")
     return report
+
+
+def close_windows(emitter: Emitter, bootstrap: str, settings: Settings) -> None:
+    """End an input with a tick on facts and outcomes; on the latter only an actuator may write."""
+    outcomes = kafka.producer(bootstrap, principal=principal(settings.domain, "actuator"))
+    emitter.tick(closing_tick_ms(emitter.emitted, settings), outcomes=outcomes)
+    outcomes.close()
 
 
 def closing_tick_ms(emitted: Emitted, settings: Settings) -> int:

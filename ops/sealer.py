@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from contracts.access import principal
 from contracts.errors import BrokerUnavailable, SetupFailed
 from contracts.topics import topic
 from jobs.settings import load_settings
@@ -58,8 +59,9 @@ class Sealer:
     def open(cls, bootstrap_servers: str, domain: str, key: Ed25519PrivateKey) -> Sealer:
         """One that goes on behind the last head of `key`. Raises SetupFailed when it cannot."""
         sealed = sealed_so_far(bootstrap_servers, domain, key)
-        reader = kafka.BulkReader(bootstrap_servers)
-        return cls(domain, key, sealed, reader, kafka.producer(bootstrap_servers, linger_ms=0))
+        who = principal(domain, "sealer")
+        reader = kafka.BulkReader(bootstrap_servers, principal=who)
+        return cls(domain, key, sealed, reader, kafka.producer(bootstrap_servers, principal=who, linger_ms=0))
 
     def look(self, now_ms: Callable[[], int]) -> int:
         """Seal everything committed by now; how many heads that took.
@@ -95,7 +97,7 @@ def sealed_so_far(bootstrap_servers: str, domain: str, key: Ed25519PrivateKey) -
     """Where this key's heads end. Raises SetupFailed when there are heads and none is of this key."""
     heads = [
         Line(r.partition, r.offset, r.key, r.value)
-        for r in kafka.read_all(bootstrap_servers, [topic("audit-heads").of(domain)])
+        for r in kafka.read_all(bootstrap_servers, [topic("audit-heads").of(domain)], role="sealer")
     ]
     sealed, strange = resume(heads, domain=domain, public_key=public_text(key))
     if strange and not sealed.number:

@@ -13,11 +13,13 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from contracts import ddl
+from contracts.access import principal
 from contracts.domain import known_domains, load_domain
 from contracts.errors import SetupFailed
 from ops import cluster, instance
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
+from udfs import broker_access
 
 # Small and quick to start: it parses and plans; the cluster does the work.
 _JVM = "-Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
@@ -45,7 +47,7 @@ def init_script(domain: str, bootstrap_servers: str) -> str:
     load_domain(domain)
     parts = []
     for name in known_domains():
-        parts.append(ddl.script(name, bootstrap_servers))
+        parts.append(ddl.script(name, bootstrap_servers, broker_access.flink(principal(name, "reader"))))
         views = CHECKOUT / "sql" / name / "views.sql"
         if views.exists():
             parts.append(views.read_text(encoding="utf-8"))

@@ -39,7 +39,8 @@ def gather(home: Home) -> dict[str, Any]:
         if state.get("state") == "failed":
             found["state"] = "failed"
         return found
-    found |= {"bootstrap_servers": state.get("bootstrap_servers"), "rest_url": state.get("rest_url")}
+    instance.take_secrets(home)
+    found |= {"is_secure": home.is_secure, "bootstrap_servers": state.get("bootstrap_servers"), "rest_url": state.get("rest_url")}
     memory = instance.memory_mib(home)
     processes: Any = state.get("processes") or {}
     found["processes"] = [
@@ -82,7 +83,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"[red]{found['error']}[/red]")
     if not found["processes"]:
         return
-    console.print(f"Kafka {found['bootstrap_servers']}   Flink {found['rest_url']}")
+    how = "TLS, SCRAM, access rights" if found["is_secure"] else "open to this machine"
+    console.print(f"Kafka {found['bootstrap_servers']} ({how})   Flink {found['rest_url']}")
     for title, rows, columns in (
         ("processes", found["processes"], ("name", "pid", "is_ready", "restarts", "memory_mib")),
         ("jobs", found["jobs"], ("name", "state", "busy", "back_pressured", "restarts", "checkpoints_completed",

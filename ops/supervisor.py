@@ -80,8 +80,9 @@ class Part:
 class Supervisor:
     """Holds the parts of one home. `step` is called a few times a second."""
 
-    def __init__(self, home: Home, ports: dict[str, int], taskmanagers: int) -> None:
+    def __init__(self, home: Home, ports: dict[str, int], taskmanagers: int, *, is_secure: bool = False) -> None:
         self.home = home
+        self.is_secure = is_secure
         self.ports = ports
         self.error: str | None = None
         self.state = "starting"
@@ -124,7 +125,7 @@ class Supervisor:
         for part in self.parts.values():
             if part.name != "broker":
                 part.start()
-        broker.prepare(self.home, self.ports)  # the first time a JVM of its own: beside the others
+        broker.prepare(self.home, self.ports, is_secure=self.is_secure)  # the first time a JVM of its own: beside the others
         self.parts["broker"].start()
         self.write()
 
@@ -209,6 +210,7 @@ class Supervisor:
             {
                 "state": self.state,
                 "error": self.error,
+                "is_secure": self.is_secure,
                 "supervisor_pid": os.getpid(),
                 "bootstrap_servers": f"127.0.0.1:{self.ports['kafka']}",
                 "rest_url": f"http://127.0.0.1:{self.ports['rest']}",
@@ -273,8 +275,9 @@ def main() -> None:
     parser.add_argument("--ports", type=json.loads, required=True)
     parser.add_argument("--taskmanagers", type=int, default=1)
     parser.add_argument("--while-pid", type=int)
+    parser.add_argument("--secure", action="store_true")
     asked = parser.parse_args()
-    supervisor = Supervisor(Home(asked.home), asked.ports, asked.taskmanagers)
+    supervisor = Supervisor(Home(asked.home), asked.ports, asked.taskmanagers, is_secure=asked.secure)
     is_stopping = False
 
     def on_signal(_signum: int, _frame: object) -> None:

@@ -12,6 +12,7 @@ from typing import IO, Any
 import orjson
 from kafka import TopicPartition
 
+from contracts.access import principal
 from contracts.dead_letter import Redriven
 from contracts.decision import Decision
 from contracts.envelope import parse_time_ms
@@ -85,7 +86,7 @@ class Watch(threading.Thread):
         self._arrived = threading.Condition()
         self.error: BaseException | None = None
         self.seen = Seen()
-        self._reader = kafka.consumer(bootstrap_servers)
+        self._reader = kafka.consumer(bootstrap_servers, principal=principal(domain, "reader"))
         self._short = {topic(name).of(domain): name for name in (*_WATCHED, *_COUNTED)}
         places = kafka.partitions(self._reader, [topic(n).of(domain) for n in _WATCHED])
         self._counted = kafka.partitions(self._reader, [topic(n).of(domain) for n in _COUNTED])

@@ -1,7 +1,7 @@
 """One embedded instance for all tests that need one, in a home of its own, started beside the others.
 
 `tests/unit` and `tests/contract` need no process. `tests/flink` and `tests/e2e` share one broker
-and one cluster, which start in the background while the quick tests run; `tests/incidents` have their own, after those. Every test has subjects of
+and one cluster, which start in the background while the quick tests run; `tests/secure` and `tests/incidents` have their own, after those. Every test has subjects of
 its own, so tests do not see each other.
 """
 
@@ -34,7 +34,7 @@ os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
-FOLDERS = ("unit", "contract", "flink", "e2e", "incidents")
+FOLDERS = ("unit", "contract", "flink", "e2e", "secure", "incidents")
 
 
 def _folder(item: pytest.Item) -> str:
@@ -42,10 +42,10 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; tests in flink/, e2e/ and incidents/ carry the mark of their folder."""
+    """Quick tests first; tests in the last four folders carry the mark of their folder."""
     items.sort(key=lambda item: FOLDERS.index(_folder(item)) if _folder(item) in FOLDERS else 0)
     for item in items:
-        if _folder(item) in ("flink", "e2e", "incidents"):
+        if _folder(item) in ("flink", "e2e", "secure", "incidents"):
             item.add_marker(_folder(item))
 
 

@@ -163,3 +163,98 @@ def test_ports_are_published_to_this_machine_only() -> None:
 def test_restarts_are_bounded() -> None:
     for name, service in SERVICES.items():
         assert re.fullmatch(r"no|on-failure:\d", service.get("restart", "no")), name
+
+
+# ------------------------------------------------------------------------- docker-compose.secure.yml
+
+SECURE: dict[str, Any] = YAML(typ="safe").load((CHECKOUT / "docker-compose.secure.yml").read_text())
+
+
+def both(name: str) -> dict[str, Any]:
+    """A service as Compose merges it from the two files."""
+    base, over = SERVICES.get(name, {}), SECURE["services"].get(name, {})
+    merged = {**base, **over}
+    for key in ("environment", "depends_on", "healthcheck"):
+        if key in base or key in over:
+            merged[key] = {**base.get(key, {}), **over.get(key, {})}
+    merged["volumes"] = [*base.get("volumes", []), *over.get("volumes", [])]
+    return merged
+
+
+def properties(environment: dict[str, str]) -> dict[str, str]:
+    """The broker's properties as the image makes them: ___ is -, __ is _, _ is a dot; $$ is Compose's $."""
+    found = {}
+    for name, value in environment.items():
+        if name.startswith("KAFKA_"):
+            plain = name.removeprefix("KAFKA_").replace("___", "-").replace("__", "\0").replace("_", ".")
+            found[plain.replace("\0", "_").lower()] = value.replace("$$", "$")
+    return found
+
+
+def test_every_security_setting_of_the_embedded_broker_holds_in_containers() -> None:
+    text = (CHECKOUT / "conf" / "broker.secure.properties").read_text()
+    embedded = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    found = properties(both("kafka")["environment"])
+
+    extra = ",HOST:SASL_SSL"  # for clients on the machine of the containers
+    assert found["listener.security.protocol.map"].removesuffix(extra) == embedded.pop("listener.security.protocol.map")
+    assert {name: found.get(name) for name in embedded} == embedded
+    assert found["listener.name.host.scram-sha-512.sasl.jaas.config"] == found["listener.name.clients.scram-sha-512.sasl.jaas.config"]
+
+
+def test_no_listener_of_the_secure_broker_is_plain() -> None:
+    environment = both("kafka")["environment"]
+    kinds = dict(entry.split(":") for entry in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
+    listeners = {entry.split("://")[0] for entry in environment["KAFKA_LISTENERS"].split(",")}
+
+    assert listeners == set(kinds)
+    assert set(kinds.values()) == {"SSL", "SASL_SSL"}
+    # The image asks for Java key stores by other names where an advertised listener is called SSL.
+    assert "SSL://" not in environment["KAFKA_ADVERTISED_LISTENERS"]
+
+
+def test_everybody_who_speaks_to_the_secure_broker_has_secrets_and_only_its_own() -> None:
+    volumes = {
+        name: next((v for v in both(name)["volumes"] if ":/var/lib/flyball/secrets" in v), None)
+        for name in SERVICES if name != "kafka"
+    }  # fmt: skip
+
+    assert all(volume is not None and volume.endswith(":ro") for volume in volumes.values()), volumes
+    for name in volumes:
+        assert both(name)["environment"]["FLYBALL_SECRETS"] == "/var/lib/flyball/secrets", name
+    assert [name for name, volume in volumes.items() if str(volume).startswith("authority:")] == ["prepare"]
+    assert both("prepare")["environment"]["FLYBALL_INTERNAL_SERVERS"] in both("kafka")["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+
+
+def test_what_the_secure_file_names_exists() -> None:
+    declared = {*COMPOSE["volumes"], *SECURE["volumes"]}
+    for name in {*SERVICES, *SECURE["services"]}:
+        service = both(name)
+        for volume in service["volumes"]:
+            assert volume.startswith("./") or volume.split(":")[0] in declared, volume
+        for other in service.get("depends_on", {}):
+            assert other in {*SERVICES, *SECURE["services"]}
+        assert "ports" not in SECURE["services"].get(name, {})
+    assert {*SECURE["services"]} == {*SERVICES, "secrets"}
+    assert all((CHECKOUT / word).is_file() for word in SECURE["services"]["secrets"]["command"] if word.endswith(".py"))
+
+
+def test_each_kind_of_container_is_handed_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("hand_out", CHECKOUT / "docker" / "hand_out.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    module.hand_out(tmp_path, "machines")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    module.hand_out(tmp_path, "machines")
+
+    assert {path: path.read_bytes() for path in before} == before, "what is there stays"
+    there = {folder.name: {path.name for path in folder.iterdir()} for folder in tmp_path.iterdir()}
+    assert there["broker"] == {"ca.pem", "broker.pem", "client.properties"}
+    assert there["actuator"] == {"ca.pem", "machines.actuator.properties"}
+    assert there["sealer"] == {"ca.pem", "machines.sealer.properties"}
+    assert not {"ca.key.pem", "broker.pem", "machines.admin.properties", "machines.people.properties"} & there["jobs"]
+    handed = {f"/secrets/{folder}" for folder in there}
+    mounted = {volume.split(":")[1] for volume in SECURE["services"]["secrets"]["volumes"]}
+    assert mounted == handed

@@ -27,7 +27,7 @@ NOW_MS = 1_700_000_000_000
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
     found = StandInBroker()
-    monkeypatch.setattr(kafka, "consumer", lambda _servers: StandInConsumer(found, TOPIC))
+    monkeypatch.setattr(kafka, "consumer", lambda _servers, **_options: StandInConsumer(found, TOPIC))
     monkeypatch.setattr(kafka, "producer", lambda _servers, **_options: StandInProducer(found))
     return found
 

@@ -31,10 +31,10 @@ DECISIONS, HEADS = "machines.decisions", "machines.audit-heads"
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
     found = StandInBroker()
-    monkeypatch.setattr(kafka, "consumer", lambda _servers: StandInConsumer(found))
-    monkeypatch.setattr(kafka, "BulkReader", lambda _servers: StandInBulkReader(found))
+    monkeypatch.setattr(kafka, "consumer", lambda _servers, **_options: StandInConsumer(found))
+    monkeypatch.setattr(kafka, "BulkReader", lambda _servers, **_options: StandInBulkReader(found))
     monkeypatch.setattr(kafka, "producer", lambda _servers, **_options: StandInProducer(found))
-    monkeypatch.setattr(kafka, "existing_topics", lambda _servers: {DECISIONS, HEADS})
+    monkeypatch.setattr(kafka, "existing_topics", lambda _servers, _domain: {DECISIONS, HEADS})
     return found
 
 

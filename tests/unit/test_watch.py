@@ -17,7 +17,7 @@ from tests.kafka_stand_in import StandInBroker, StandInConsumer
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
     broker = StandInBroker()
-    monkeypatch.setattr(module.kafka, "consumer", lambda _: StandInConsumer(broker))
+    monkeypatch.setattr(module.kafka, "consumer", lambda _, **_options: StandInConsumer(broker))
     return broker
 
 

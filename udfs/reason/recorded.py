@@ -12,11 +12,13 @@ import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
 
+from contracts.access import principal
 from contracts.data import Data, current
 from contracts.envelope import derive_id, schema_urn
 from contracts.errors import BadInput, BrokerUnavailable
 from contracts.exchange import Concluded, Exchange
 from contracts.topics import MAX_RECORD_BYTES, topic
+from udfs import broker_access
 from udfs.serde import write_event
 
 STAGE = "reason"
@@ -49,8 +51,9 @@ class Exchanges:
         self._domain = domain
         self._topic = topic("exchanges").of(domain)
         self._bootstrap = bootstrap_servers
+        self._access = broker_access.confluent(principal(domain, STAGE))
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap_servers, "acks": "all", "enable.idempotence": True, "linger.ms": 2,
+            {"bootstrap.servers": bootstrap_servers, **self._access, "acks": "all", "enable.idempotence": True, "linger.ms": 2,
              "message.max.bytes": MAX_RECORD_BYTES, "delivery.timeout.ms": 60_000}
         )  # fmt: skip
         self._turns: dict[str, dict[int, Recorded]] = {}
@@ -129,7 +132,7 @@ class Exchanges:
         if self._since_ms is not None and at_ms >= self._since_ms:
             return
         reader = Consumer(
-            {"bootstrap.servers": self._bootstrap, "group.id": f"{self._domain}-{STAGE}-reads-back",
+            {"bootstrap.servers": self._bootstrap, **self._access, "group.id": f"{self._domain}-{STAGE}-reads-back",
              "enable.auto.commit": False, "isolation.level": "read_committed", "enable.partition.eof": True,
              "auto.offset.reset": "earliest"}
         )  # fmt: skip

@@ -1,0 +1,21 @@
+"""Who can reach an instance that nobody secured: only this machine."""
+
+from __future__ import annotations
+
+import psutil
+
+from tests.listening import addresses
+from tests.loop import Loop
+
+
+def test_every_process_listens_on_this_machine_only(machines: Loop) -> None:
+    state = machines.home.read_state()
+    parts = state["processes"]
+    assert isinstance(parts, dict)
+    found = {}
+    for name, part in parts.items():
+        process = psutil.Process(part["pid"])
+        found[name] = [a for each in (process, *process.children(recursive=True)) for a in addresses(each)]
+    for name, least in {"broker": 2, "jobmanager": 3, "taskmanager-0": 2}.items():
+        assert len(found[name]) >= least, f"{name}: {found[name]}"
+    assert {name: strange for name, each in found.items() if (strange := [str(a) for a in each if not a.is_loopback])} == {}
