@@ -71,4 +71,13 @@ class NoteSum(ActionParameters):
     amounts: int = Field(ge=0)
 
 
-ACTIONS = (Settle, NoteSum)
+class Advise(ActionParameters):
+    """Say something about an amount; nothing is commanded. Only the slow agent does."""
+
+    action: ClassVar[str] = "advise"
+    is_commanded: ClassVar[bool] = False
+
+    number: int = Field(ge=1)
+
+
+ACTIONS = (Settle, NoteSum, Advise)

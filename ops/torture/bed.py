@@ -7,9 +7,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import confluent_kafka
 import orjson
@@ -22,7 +22,8 @@ from contracts.errors import JobFailed, SetupFailed
 from contracts.topics import topic
 from ops import audit, flink_jobs, instance, kafka, replay
 from ops import run as runner
-from ops.home import Home
+from ops.home import CHECKOUT, Home
+from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.ports import choose
 from ops.torture import checker, facts
@@ -70,6 +71,8 @@ class Tap(threading.Thread):
         self._reader.assign(_places(self._reader, list(self._short), confluent_kafka.OFFSET_BEGINNING))
         self._stopping = threading.Event()
         self.events: dict[str, list[dict[str, Any]]] = {name: [] for name in self.TOPICS}
+        # Topic, partition and offset of what was read.
+        self.places: set[tuple[str, int, int]] = set()
         # Fact id -> when its decision was first read (time.monotonic).
         self.decided_at: dict[str, float] = {}
         self.decided: set[checker.Key] = set()
@@ -82,6 +85,7 @@ class Tap(threading.Thread):
             while not self._stopping.is_set():
                 for record in self._reader.consume(500, timeout=0.02):
                     if record.error() is None:
+                        self.places.add((str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)))
                         self._take(self._short[str(record.topic())], orjson.loads(record.value() or b"{}"))
         except BaseException as error:
             self.error = error
@@ -90,6 +94,8 @@ class Tap(threading.Thread):
 
     def _take(self, name: str, event: dict[str, Any]) -> None:
         chain = str(event.get("correlationid"))
+        if event.get("type") == "flyball.decision" and event["data"]["action"] == "advise":
+            return  # the slow agent's: no part of what the checker judges
         if name == "decisions":
             self.decided.add(checker.key_of(event, parse_time_ms(event["data"]["event_time"])))
             self.decided_at.setdefault(chain, time.monotonic())
@@ -102,6 +108,30 @@ class Tap(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         self.join(10)
+
+
+class Uncommitted:
+    """Reads decisions as they are written from now on, before their transaction is committed."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._reader = _consumer(bootstrap, is_committed=False)
+        self._reader.assign(_places(self._reader, [topic("decisions").of(DOMAIN)], confluent_kafka.OFFSET_END))
+
+    def __enter__(self) -> Uncommitted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def wait_for_one(self, is_wanted: Callable[[tuple[str, int, int]], bool]) -> tuple[str, int, int]:
+        """Topic, partition and offset of the next record that is wanted."""
+        deadline = time.monotonic() + QUIET_PATIENCE_S
+        while time.monotonic() < deadline:
+            for record in self._reader.consume(1, timeout=0.1):
+                place = str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)
+                if record.error() is None and is_wanted(place):
+                    return place
+        raise JobFailed(f"expected a decision in an open transaction within {QUIET_PATIENCE_S:.0f} s")
 
 
 def _consumer(bootstrap: str, *, is_committed: bool) -> confluent_kafka.Consumer:
@@ -171,10 +201,13 @@ class Load(threading.Thread):
         if error is not None:
             self._failed.append(str(error))
 
-    def end(self) -> None:
-        """Raises JobFailed when a record was not acknowledged: what is not in the log cannot be asked for."""
-        self._ending.set()
-        self.join(90)
+    def end(self, *, at_once: bool = True) -> None:
+        """Write no more; or, with a source that ends by itself, wait for that.
+
+        Raises JobFailed when a record was not acknowledged: what is not in the log cannot be asked for."""
+        if at_once:
+            self._ending.set()
+        self.join(120)
         if self._failed or self.is_alive() or len(self._writer):
             raise JobFailed(f"the load could not be written: {self._failed[:1] or len(self._writer)}")
 
@@ -215,25 +248,44 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What kind of instance a fault is played on."""
+
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    flink: str = "{}"
+    has_slow_agent: bool = False
+
+
 class Bed:
     """One instance with the domain up, for fault after fault; each fault has subjects of its own."""
 
-    def __init__(self, home: Home, *, delivery: str, rate: float, console: Console) -> None:
+    def __init__(self, home: Home, kind: Kind, *, rate: float) -> None:
         self.home = home
-        self.delivery = delivery
+        self.delivery = kind.delivery
         self.rate = rate
-        self.console = console
+        self._kind = kind
         self._played = 0
+        self._letters_before = 0
+        self.model: ModelServer | None = None
 
     @contextmanager
     def up(self) -> Iterator[Bed]:
         """The instance runs inside, on a port that stays over restarts."""
         instance.stop(self.home)
-        port = choose({"kafka": 0})["kafka"]
-        with environment(
-            FLYBALL_HOME=str(self.home.path), FLYBALL_DELIVERY=self.delivery, FLYBALL_KAFKA_PORT=str(port),
-            FLYBALL_SEAL_EVERY_S="5",
-        ):  # fmt: skip
+        values = {
+            "FLYBALL_HOME": str(self.home.path),
+            "FLYBALL_DELIVERY": self.delivery,
+            "FLYBALL_FLINK": self._kind.flink,
+            "FLYBALL_KAFKA_PORT": str(choose({"kafka": 0})["kafka"]),
+            "FLYBALL_SEAL_EVERY_S": "5",
+        }
+        with ExitStack() as stack:
+            if self._kind.has_slow_agent:
+                self.model = stack.enter_context(running(Behaviour(latency_ms=50)))
+                values |= {"OPENAI_BASE_URL": self.model.base_url, "OPENAI_API_KEY": "torture"}
+                values["FLYBALL_AGENTS"] = str(CHECKOUT / "conf" / DOMAIN / "agents_with_advisor.yaml")
+            stack.enter_context(environment(**values))
             try:
                 self.bring_up(is_fresh=True)
                 self.bootstrap = str(self.home.read_state()["bootstrap_servers"])
@@ -277,6 +329,13 @@ class Bed:
         )  # fmt: skip
         return load
 
+    def play_for(self, seconds: float) -> None:
+        """Let the load go on; raises when something fails for good meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look()
+            time.sleep(0.1)
+
     def seconds_to_next_decision(self, load: Load, since: float) -> float:
         """From `since` to the first decision read about a fact that was sent after it."""
 
@@ -293,7 +352,7 @@ class Bed:
         seconds = None
         if since is not None:
             seconds = self.seconds_to_next_decision(load, since)
-        time.sleep(GOES_ON_S)
+        self.play_for(GOES_ON_S)
         load.end()
         return self.conclude(name, load.sent, seconds, notes or {})
 
@@ -315,7 +374,14 @@ class Bed:
             due, bad_records, seen, instants, allows_repeats=self.delivery == "at_least_once"
         )
         self._audit(findings)
-        return Result(name, self.delivery, len(sent_facts), findings, seconds, dict(notes))
+        return Result(name, self.delivery, len(sent_facts), findings, seconds, {**notes, "restarts": self._restarts()})
+
+    def _restarts(self) -> dict[str, int]:
+        """Job -> how often it was restarted since it was submitted."""
+        return {
+            job.name.removeprefix(f"{DOMAIN}."): flink_jobs.restarts(self.home, job.job_id)
+            for job in flink_jobs.states(self.home, DOMAIN)
+        }
 
     def tick(self, event_ms: int) -> None:
         writer = kafka.producer(self.bootstrap)
@@ -387,8 +453,6 @@ class Bed:
         known = {str(event["data"]["command_id"]) for event in mine["commands"]}
         asked = {name: times for name, times in drill.settled(self.home).items() if name in known}
         return checker.Seen(mine["decisions"], mine["commands"], mine["outcomes"], letters, asked)
-
-    _letters_before = 0
 
     def _audit(self, findings: checker.Findings) -> None:
         """The chains of all subjects so far, the signed heads, and every decision made again."""

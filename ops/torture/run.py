@@ -30,30 +30,34 @@ def chosen(names: Sequence[str], *, is_short: bool) -> list[Fault]:
 
 
 def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: float = RATE) -> list[Result]:
-    """Play the faults, on one instance for each delivery; an instance that did not survive is made anew."""
+    """Play the faults, on one instance for each kind; an instance that did not survive a fault is made anew."""
     results: list[Result] = []
-    for delivery, group in groupby(faults, key=lambda fault: fault.delivery):
+    for kind, group in groupby(faults, key=lambda fault: fault.kind):
         left = list(group)
         while left:
-            bed = Bed(home, delivery=delivery, rate=rate, console=console)
-            with console.status(f"bringing up an instance ({delivery})"), bed.up():
-                while left:
-                    fault = left.pop(0)
-                    result = _play(bed, fault, console)
+            began = time.monotonic()
+            bed = Bed(home, kind, rate=rate)
+            with bed.up():
+                console.print(f"an instance is up after {time.monotonic() - began:.0f} s ({kind.delivery})", style="dim")
+                is_alive = True
+                while left and is_alive:
+                    result, is_alive = _play(bed, left.pop(0), console)
                     results.append(result)
-                    if result.seconds_to_next_decision is None and not result.is_green:
-                        break
     return results
 
 
-def _play(bed: Bed, fault: Fault, console: Console) -> Result:
+def _play(bed: Bed, fault: Fault, console: Console) -> tuple[Result, bool]:
+    """The fault's row, and whether the instance can take another one."""
     began = time.monotonic()
-    try:
-        result = fault.play(bed, fault.name)
-    except FlyballError as error:
-        findings = Findings()
-        findings.object(str(error))
-        result = Result(fault.name, fault.delivery, 0, findings, None)
+    is_alive = True
+    with console.status(f"{fault.name}: {fault.says}"):
+        try:
+            result = fault.play(bed, fault.name)
+        except FlyballError as error:
+            is_alive = False
+            findings = Findings()
+            findings.object(str(error))
+            result = Result(fault.name, fault.kind.delivery, 0, findings, None)
     result.seconds = time.monotonic() - began
     seconds = result.seconds_to_next_decision
     console.print(
@@ -63,7 +67,7 @@ def _play(bed: Bed, fault: Fault, console: Console) -> Result:
     )
     for line in result.findings.told:
         console.print(f"    {line}", markup=False, highlight=False)
-    return result
+    return result, is_alive
 
 
 def table(results: Sequence[Result]) -> Table:
