@@ -18,7 +18,7 @@ import argparse
 import signal
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import orjson
@@ -139,17 +139,18 @@ def act(
 
 
 class Actuator:
-    """The loop around `act`: reads, remembers, publishes, commits."""
+    """The loop around `act`: reads, remembers, publishes, commits. `clock` gives wall time in seconds."""
 
     def __init__(
         self, domain: str, memory: Memory, handlers: Mapping[str, Handler],
-        reader: KafkaConsumer, writer: KafkaProducer,
+        reader: KafkaConsumer, writer: KafkaProducer, *, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._domain = domain
         self._memory = memory
         self._handlers = handlers
         self._reader = reader
         self._writer = writer
+        self._clock = clock
         self._outcomes = topic("outcomes").of(domain)
         self._dead_letters = topic("dead-letters").of(domain)
         self._committed: dict[TopicPartition, int] = {}
@@ -194,7 +195,7 @@ class Actuator:
         if known is not None:
             outcome, is_published = known
             return command_id, subject, None if is_published else outcome
-        waited_s = max(0.0, time.time() - record.appended_ms / 1000)
+        waited_s = max(0.0, self._clock() - record.appended_ms / 1000)
         order, outcome = act(event, self._handlers, domain=self._domain, waited_s=waited_s)
         self._memory.store(order.command_id, order.subject, outcome)
         return command_id, subject, outcome

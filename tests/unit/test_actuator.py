@@ -38,6 +38,7 @@ class Plant:
     def __init__(self, folder: Path) -> None:
         self.broker = StandInBroker()
         self.orders: list[Order] = []
+        self.step_s = 0.0  # how far the actuator's clock is off
         self._file = folder / "actuator.sqlite"
         self._memory: Memory | None = None
 
@@ -60,6 +61,7 @@ class Plant:
         return Actuator(
             "machines", self._memory, {"cool": cool, "explode": explode, "mow": mow},
             StandInConsumer(self.broker, "machines.commands"), StandInProducer(self.broker),  # type: ignore[arg-type]
+            clock=lambda: time.time() + self.step_s,
         )  # fmt: skip
 
     def command(self, value: bytes | None, *, waited_s: float = 0.0) -> None:
@@ -103,6 +105,28 @@ def test_the_outcome_tells_what_it_cost_when_the_handler_does(plant: Plant) -> N
     plant.start().step()
     (outcome,) = plant.outcomes()
     assert Outcome.model_validate(outcome["data"]).cost == 12.5
+
+
+def test_each_command_is_done_once_when_the_clock_steps_back_by_a_minute_and_forth(plant: Plant) -> None:
+    actuator = plant.start()
+    for number, step_s in enumerate((0.0, -60.0, 0.0, 60.0)):
+        plant.step_s = step_s
+        for _ in range(2):
+            plant.command(a_command(f"c-{number}", expiry="2014-01-01T00:02:00Z"))
+            actuator.step()
+    assert [(o["data"]["command_id"], o["data"]["status"]) for o in plant.outcomes()] == [
+        ("c-0", "succeeded"), ("c-1", "succeeded"), ("c-2", "succeeded"), ("c-3", "succeeded"),
+    ]  # fmt: skip
+    assert len(plant.orders) == 4
+
+
+def test_a_command_is_refused_and_not_done_when_the_clock_steps_past_its_expiry(plant: Plant) -> None:
+    plant.step_s = 60.0
+    plant.command(a_command(expiry="2014-01-01T00:00:30Z"))
+    plant.start().step()
+    (outcome,) = plant.outcomes()
+    assert outcome["data"]["status"] == "failed" and outcome["data"]["detail"].startswith("expired")
+    assert plant.orders == []
 
 
 def test_nothing_is_done_again_when_a_command_comes_twice(plant: Plant) -> None:
