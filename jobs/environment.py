@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pyflink.common import Configuration, Types
@@ -14,7 +15,7 @@ from pyflink.table.statement_set import StatementSet
 from pyflink.util.java_utils import to_jarray
 
 from jobs.chaining import drop_exchanges_on_the_same_key
-from jobs.settings import Settings
+from jobs.settings import LATEST, Settings
 
 # SQL for when the broker appended a record, to the second, as ms since 1970. TIMESTAMPDIFF is an INT.
 EPOCH_MS = (
@@ -89,9 +90,30 @@ def stream_graph(env: StreamExecutionEnvironment, job_name: str) -> Any:
 
 
 def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
-    """Submit what was planned in `env`; the job's id."""
+    """Submit what was planned in `env`; the job's id.
+
+    Where FLYBALL_PLANS names a folder, the plan is kept there, so that it can be submitted again without a client.
+    """
     graph = stream_graph(env, f"{settings.domain}.{name}")
-    return str(env._j_stream_execution_environment.executeAsync(graph).getJobID())
+    job_id = str(env._j_stream_execution_environment.executeAsync(graph).getJobID())
+    if (plans := os.environ.get("FLYBALL_PLANS")) and (checkpoints := os.environ.get("FLYBALL_CHECKPOINTS")):
+        full_name = f"{settings.domain}.{name}"
+        _keep_plan(graph, Path(plans) / full_name, f"{checkpoints}/{full_name}/{LATEST}", job_id)
+    return job_id
+
+
+def _keep_plan(graph: Any, folder: Path, resume_from: str, job_id: str) -> None:
+    """The submitted graph as Flink's own client sends it, in `folder` under its job id, to go on from `resume_from`."""
+    jvm = get_gateway().jvm
+    restore = jvm.org.apache.flink.runtime.jobgraph.SavepointRestoreSettings.forPath(resume_from)
+    graph.setSavepointRestoreSettings(restore)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    stream = jvm.java.io.ObjectOutputStream(jvm.java.io.FileOutputStream(str(folder / f"{job_id}.new")))
+    stream.writeObject(graph)
+    stream.close()
+    (folder / f"{job_id}.new").replace(folder / job_id)
 
 
 def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:

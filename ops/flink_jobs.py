@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from contracts.domain import load_domain
 from contracts.errors import JobFailed
-from jobs.settings import load_settings
+from jobs.settings import LATEST, load_settings
 from ops import cluster
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
@@ -59,6 +61,7 @@ def client_environment(home: Home) -> dict[str, str]:
         "FLYBALL_REST": str(state["rest_url"]).removeprefix("http://"),
         "FLYBALL_BOOTSTRAP_SERVERS": str(state["bootstrap_servers"]),
         "FLYBALL_CHECKPOINTS": (cluster.folder(home) / "checkpoints").as_uri(),
+        "FLYBALL_PLANS": str(cluster.folder(home) / "plans"),
     }
 
 
@@ -116,6 +119,76 @@ class Submission:
             raise JobFailed(f"submitting {self._name} failed: {last_cause(said)}")
         ids: dict[str, str] = json.loads(said.strip().splitlines()[-1])
         return ids
+
+
+class Resubmission:
+    """The jobs of a domain submitted once more as they were planned (jobs/environment.py keeps the plans).
+
+    Each goes on from its newest complete checkpoint under a new job id. No client plans anything, which on busy cores
+    takes most of the time of a `Submission`. Raises FileNotFoundError when a job has no plan or no checkpoint.
+    """
+
+    def __init__(self, home: Home, domain: str) -> None:
+        self._home = home
+        self._domain = domain
+        self._plans: dict[str, Path] = {}
+        checkpoints = latest_checkpoints(home, domain)
+        for job in jobs_of(domain):
+            folder = cluster.folder(home) / "plans" / f"{domain}.{job}"
+            kept = [path for path in folder.glob("*") if path.suffix != ".new"]
+            if not kept or job not in checkpoints:
+                raise FileNotFoundError(f"no plan or no checkpoint of {domain}.{job}")
+            self._plans[job] = kept[0]
+        self._doing: dict[str, Future[str]] = {}
+        self._pool = ThreadPoolExecutor(len(self._plans))
+
+    def is_going_on(self) -> bool:
+        return not self._doing or not all(doing.done() for doing in self._doing.values())
+
+    def go(self) -> Resubmission:
+        """The cluster is there: submit."""
+        self._doing = {job: self._pool.submit(self._submit, job, plan) for job, plan in self._plans.items()}
+        self._pool.shutdown(wait=False)
+        return self
+
+    def cancel(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self) -> dict[str, str]:
+        """Job name -> job id, once all are submitted. Raises JobFailed with the cause."""
+        try:
+            return {job: doing.result(SUBMIT_PATIENCE_S) for job, doing in self._doing.items()}
+        except (httpx.HTTPError, OSError, TimeoutError) as error:
+            raise JobFailed(f"submitting the jobs of {self._domain} again failed: {error}") from error
+
+    def _submit(self, job: str, plan: Path) -> str:
+        _link_latest(self._home, self._domain, job)
+        before, new = bytes.fromhex(plan.name), os.urandom(16)
+        content = plan.read_bytes()
+        if content.count(before) != 1:
+            raise JobFailed(f"{plan}: expected the job id {plan.name} in it once, came {content.count(before)} times")
+        answer = httpx.post(
+            f"http://127.0.0.1:{rest_port(self._home)}/v1/jobs",
+            files={
+                "request": (None, json.dumps({"executionPlanFileName": "plan", "jobJarFileNames": [],
+                                              "jobArtifactFileNames": []}), "application/json"),
+                "file_0": ("plan", content.replace(before, new), "application/octet-stream"),
+            },
+            timeout=60,
+        )  # fmt: skip
+        if answer.is_error:
+            raise JobFailed(f"{self._domain}.{job} was not taken again: {last_cause(answer.text)}")
+        return new.hex()
+
+
+def _link_latest(home: Home, domain: str, job: str) -> None:
+    """Point the link that the kept plan of a job goes on from at its newest complete checkpoint."""
+    target = Path(latest_checkpoints(home, domain)[job].removeprefix("file://"))
+    link = cluster.folder(home) / "checkpoints" / f"{domain}.{job}" / LATEST
+    staged = link.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    staged.symlink_to(target)
+    staged.replace(link)
 
 
 def last_cause(said: str) -> str:
@@ -279,9 +352,9 @@ def latest_checkpoints(home: Home, domain: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for job in JOBS:
         folder = cluster.folder(home) / "checkpoints" / f"{domain}.{job}"
-        done = sorted(
-            folder.glob("*/chk-*/_metadata"), key=lambda path: path.stat().st_mtime
-        )
+        # Not through the link that a plan goes on from.
+        found_here = (path for path in folder.glob("*/chk-*/_metadata") if path.parts[-3] != LATEST)
+        done = sorted(found_here, key=lambda path: path.stat().st_mtime)
         if done:
             found[job] = done[-1].parent.as_uri()
     return found
