@@ -226,6 +226,8 @@ def main() -> None:
         topic("commands").of(asked.domain),
         bootstrap_servers=bootstrap,
         group_id=f"{asked.domain}-actuator",
+        # There is one a domain, and it keeps its place: the group does not wait for one that died.
+        group_instance_id=f"{asked.domain}-actuator",
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="earliest",

@@ -374,7 +374,11 @@ class Bed:
             due, bad_records, seen, instants, allows_repeats=self.delivery == "at_least_once"
         )
         self._audit(findings)
-        return Result(name, self.delivery, len(sent_facts), findings, seconds, {**notes, "restarts": self._restarts()})
+        told = {
+            "outcomes_again": len(seen.outcomes) - len({event["id"] for event in seen.outcomes}),
+            "restarts": self._restarts(),
+        }
+        return Result(name, self.delivery, len(sent_facts), findings, seconds, {**notes, **told})
 
     def _restarts(self) -> dict[str, int]:
         """Job -> how often it was restarted since it was submitted."""

@@ -7,7 +7,8 @@ It knows the rules of the domain `drill` as its policies and SQL say them in wor
 - `now` is the subject's highest event time so far; what is settled counts from `now` on;
 - a fact that came before among its subject's last 32 records is dropped; one that came before that is counted again, and
   decided once;
-- the amounts of each ten minutes are counted and summed, and noted once.
+- the amounts of each ten minutes are counted and summed, and noted once;
+- each command has one outcome; only outcomes may come again, as the same event.
 """
 
 from __future__ import annotations
@@ -172,8 +173,9 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
     commands = [str(event["data"]["command_id"]) for event in seen.commands]
     wanted_commands = {str(command_of[key]): key for key, d in due.items() if d.is_commanded and key in command_of}
     _match("command", wanted_commands, commands, found)
-    outcomes = [str(event["data"]["command_id"]) for event in seen.outcomes]
-    _match("outcome", wanted_commands, outcomes, found)
+    # An actuator that died between publishing an outcome and noting that publishes it again, under the same id.
+    outcomes = {str(event["id"]): str(event["data"]["command_id"]) for event in seen.outcomes}
+    _match("outcome", wanted_commands, list(outcomes.values()), found)
     for event in seen.outcomes:
         if event["data"]["status"] != "succeeded":
             found.object(f"the outcome of {event['data']['command_id']}: {event['data'].get('detail')}")
