@@ -352,9 +352,9 @@ def latest_checkpoints(home: Home, domain: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for job in JOBS:
         folder = cluster.folder(home) / "checkpoints" / f"{domain}.{job}"
-        # Not through the link that a plan goes on from.
-        found_here = (path for path in folder.glob("*/chk-*/_metadata") if path.parts[-3] != LATEST)
-        done = sorted(found_here, key=lambda path: path.stat().st_mtime)
+        done = sorted(
+            folder.glob("*/chk-*/_metadata"), key=lambda path: path.stat().st_mtime
+        )
         if done:
             found[job] = done[-1].parent.as_uri()
     return found
