@@ -336,25 +336,37 @@ class Bed:
             self.look()
             time.sleep(0.1)
 
-    def seconds_to_next_decision(self, load: Load, since: float) -> float:
-        """From `since` to the first decision read about a fact that was sent after it."""
+    def next_decision(self, load: Load, since: float) -> tuple[float, str]:
+        """Seconds from `since` to the first decision read about a fact that was sent after it; that fact's id."""
 
-        def first() -> float | None:
+        def first() -> tuple[float, str] | None:
             later = [fact for fact, at in list(load.sent_at.items()) if at > since]
-            return min((self.tap.decided_at[fact] for fact in later if fact in self.tap.decided_at), default=None)
+            return min(((self.tap.decided_at[fact] - since, fact) for fact in later if fact in self.tap.decided_at),
+                       default=None)  # fmt: skip
 
-        return self.wait_until(first, "the next decision", timeout_s=RECOVERY_PATIENCE_S) - since
+        return self.wait_until(first, "the next decision", timeout_s=RECOVERY_PATIENCE_S)
+
+    def _appended_s(self, fact_id: str, since: float) -> dict[str, float]:
+        """Seconds from `since` to the first append of what a fact led to, stage by stage: where the time went."""
+        began_ms = (time.time() - time.monotonic() + since) * 1000
+        stages = {topic(name).of(DOMAIN): name for name in ("facts", "situations", "proposals", "decisions")}
+        found: dict[str, float] = {}
+        for record in kafka.read_all(self.bootstrap, list(stages)):
+            if fact_id.encode() in (record.value or b""):
+                found.setdefault(stages[record.topic], round((record.appended_ms - began_ms) / 1000, 1))
+        return {name: found[name] for name in stages.values() if name in found}
 
     def finish(
         self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None,
     ) -> Result:  # fmt: skip
         """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything."""
-        seconds = None
-        if since is not None:
-            seconds = self.seconds_to_next_decision(load, since)
+        seconds, first = (None, "") if since is None else self.next_decision(load, since)
         self.play_for(GOES_ON_S)
         load.end()
-        return self.conclude(name, load.sent, seconds, notes or {})
+        result = self.conclude(name, load.sent, seconds, notes or {})
+        if since is not None:
+            result.notes["appended_after_s"] = self._appended_s(first, since)
+        return result
 
     def conclude(self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any]) -> Result:
         """Close the windows, wait for quiet, check everything."""
