@@ -53,10 +53,10 @@ def _play(bed: Bed, fault: Fault, console: Console) -> tuple[Result, bool]:
     with console.status(f"{fault.name}: {fault.says}"):
         try:
             result = fault.play(bed, fault.name)
-        except FlyballError as error:
+        except Exception as error:  # whatever a broken instance does to us is the fault's finding
             is_alive = False
             findings = Findings()
-            findings.object(str(error))
+            findings.object(str(error) if isinstance(error, FlyballError) else repr(error))
             result = Result(fault.name, fault.kind.delivery, 0, findings, None)
     result.seconds = time.monotonic() - began
     seconds = result.seconds_to_next_decision
@@ -67,6 +67,8 @@ def _play(bed: Bed, fault: Fault, console: Console) -> tuple[Result, bool]:
     )
     for line in result.findings.told:
         console.print(f"    {line}", markup=False, highlight=False)
+    if result.notes:
+        console.print(f"    {result.notes}", markup=False, highlight=False, style="dim")
     return result, is_alive
 
 
