@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyflink.common import Configuration, Types
@@ -16,7 +17,7 @@ from pyflink.util.java_utils import get_j_env_configuration, to_jarray
 
 from jobs.chaining import drop_exchanges_on_the_same_key
 from jobs.operators import Operator, check_state, name_operators, name_step, write_down
-from jobs.settings import Settings
+from jobs.settings import LATEST, Settings
 
 # SQL for when the broker appended a record, to the second, as ms since 1970. TIMESTAMPDIFF is an INT.
 EPOCH_MS = (
@@ -97,12 +98,16 @@ def stream_graph(env: StreamExecutionEnvironment, job_name: str) -> Any:
 
 @dataclass(frozen=True)
 class Planned:
-    """A job ready to be submitted, and what its state means (jobs/operators.py)."""
+    """A job ready to be submitted, and what its state means (jobs/operators.py).
+
+    `plans`: the folder where the plan is kept when it is submitted, so that it can be again without a client.
+    """
 
     env: StreamExecutionEnvironment
     graph: Any
     operators: Mapping[str, Operator]
     checkpoints: str
+    plans: Path | None
 
     def check(self, state: str) -> list[str]:
         """What would begin without state; raises StateRefused when the job must not start from `state`."""
@@ -117,18 +122,37 @@ class Planned:
             settings.setString("execution.state-recovery.path", state)
         job_id = str(self.env._j_stream_execution_environment.executeAsync(self.graph).getJobID())
         write_down(self.checkpoints, job_id, self.operators)
+        if self.plans is not None:
+            _keep_plan(self.graph, self.plans, f"{self.checkpoints}/{LATEST}", job_id)
         return job_id
 
 
 def planned(env: StreamExecutionEnvironment, name: str, settings: Settings) -> Planned:
     """What was planned in `env`, with a uid for every operator."""
-    graph = stream_graph(env, f"{settings.domain}.{name}")
-    return Planned(env, graph, name_operators(graph), checkpoints_of(name, settings))
+    full_name = f"{settings.domain}.{name}"
+    graph = stream_graph(env, full_name)
+    checkpoints, plans = checkpoints_of(name, settings), os.environ.get("FLYBALL_PLANS")
+    kept_in = Path(plans) / full_name if plans and checkpoints else None
+    return Planned(env, graph, name_operators(graph), checkpoints, kept_in)
 
 
 def submit(env: StreamExecutionEnvironment, name: str, settings: Settings) -> str:
     """Submit what was planned in `env`, from the state FLYBALL_RESUME_FROM names, if any; the job's id."""
     return planned(env, name, settings).submit(os.environ.get("FLYBALL_RESUME_FROM", ""))
+
+
+def _keep_plan(graph: Any, folder: Path, resume_from: str, job_id: str) -> None:
+    """The submitted graph as Flink's own client sends it, in `folder` under its job id, to go on from `resume_from`."""
+    jvm = get_gateway().jvm
+    restore = jvm.org.apache.flink.runtime.jobgraph.SavepointRestoreSettings.forPath(resume_from)
+    graph.setSavepointRestoreSettings(restore)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    stream = jvm.java.io.ObjectOutputStream(jvm.java.io.FileOutputStream(str(folder / f"{job_id}.new")))
+    stream.writeObject(graph)
+    stream.close()
+    (folder / f"{job_id}.new").replace(folder / job_id)
 
 
 def register_step(t_env: StreamTableEnvironment, name: str, query: str) -> None:

@@ -15,6 +15,8 @@ from contracts.errors import SetupFailed
 from udfs.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# A link to the checkpoint that a kept plan goes on from, beside the checkpoints of its job.
+LATEST = "latest"
 
 
 class Settings(BaseModel):

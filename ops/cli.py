@@ -1527,6 +1527,31 @@ def bench(
     measure(only=only or [], runs=runs, output=output, console=out, minutes=minutes)
 
 
+@command(app)
+def torture(
+    short: Annotated[bool, typer.Option("--short", help="the four faults that matter most")] = False,
+    fault: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated: see --list")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="tell what faults there are, and play none")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Break processes, disks, clocks and inputs under load; hold what comes out against what must."""
+    from ops.home import Home
+    from ops.torture import run as torturer
+
+    faults = torturer.chosen(fault or [], is_short=short)
+    if list_:
+        for each in faults:
+            out.print(f"{each.name}  [dim]{each.says}[/dim]")
+        return
+    results = torturer.torture(Home(_home().path / "torture"), faults, err)
+    if as_json:
+        _print_json([result.told() for result in results])
+    else:
+        out.print(torturer.table(results))
+    if not all(result.is_green for result in results):
+        raise typer.Exit(1)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
     """Ruff, mypy and every test; further arguments go to pytest (then only pytest runs)."""

@@ -323,17 +323,19 @@ class Commands:
     @classmethod
     def open(
         cls, domain: str, handlers: Mapping[str, Handler], *, bootstrap_servers: str, group: str,
-        memory: Path | str, name: str = "", **options: Any,
+        memory: Path | str, name: str = "", place: str | None = None, **options: Any,
     ) -> Self:  # fmt: skip
         """With a reader in the consumer group `group` and a file for what was done; `options` as above.
 
         A group that is new begins with the oldest command there is; expired ones are refused. On a secure broker
         (FLYBALL_SECRETS) it logs in as `<domain>.actuator`, or as the one that was added under `name`, and the group's
-        name must begin with `<domain>-actuator`. Raises BrokerUnavailable.
+        name must begin with `<domain>-actuator`. `place`: the name of a program that runs once; started again after
+        it was killed, it goes on at once, and not after the ten seconds that the group waits for the dead one.
+        Raises BrokerUnavailable.
         """
         who = principal(domain, "actuator", name)
         return cls(
-            domain, handlers, reader=kafka.member(bootstrap_servers, group, principal=who),
+            domain, handlers, reader=kafka.member(bootstrap_servers, group, principal=who, place=place),
             writer=kafka.producer(bootstrap_servers, principal=who, linger_ms=0), memory=Memory(Path(memory)), **options,
         )  # fmt: skip
 

@@ -6,10 +6,12 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import httpx
 
 from contracts.domain import load_domain
 from contracts.errors import JobFailed
-from jobs.settings import load_settings
+from jobs.settings import LATEST, load_settings
 from ops import cluster, code_versions
 from ops.class_data import ClassData
 from ops.code_versions import Code
@@ -68,6 +70,7 @@ def client_environment(home: Home) -> dict[str, str]:
         "FLYBALL_REST": str(state["rest_url"]).removeprefix("http://"),
         "FLYBALL_BOOTSTRAP_SERVERS": str(state["bootstrap_servers"]),
         "FLYBALL_CHECKPOINTS": (cluster.folder(home) / "checkpoints").as_uri(),
+        "FLYBALL_PLANS": str(cluster.folder(home) / "plans"),
     }
 
 
@@ -144,6 +147,79 @@ class Submission:
         return ids
 
 
+class Resubmission:
+    """The jobs of a domain submitted once more as they were planned (jobs/environment.py keeps the plans).
+
+    Each goes on from its newest complete checkpoint under a new job id. No client plans anything, which on busy cores
+    takes most of the time of a `Submission`. Raises FileNotFoundError when a job has no plan or no checkpoint.
+    """
+
+    def __init__(self, home: Home, domain: str) -> None:
+        self._home = home
+        self._domain = domain
+        self._plans: dict[str, Path] = {}
+        checkpoints = latest_checkpoints(home, domain)
+        for job in jobs_of(domain):
+            folder = cluster.folder(home) / "plans" / f"{domain}.{job}"
+            kept = [path for path in folder.glob("*") if path.suffix != ".new"]
+            if not kept or job not in checkpoints:
+                raise FileNotFoundError(f"no plan or no checkpoint of {domain}.{job}")
+            self._plans[job] = kept[0]
+        self._doing: dict[str, Future[str]] = {}
+        self._pool = ThreadPoolExecutor(len(self._plans))
+
+    def is_going_on(self) -> bool:
+        return not self._doing or not all(doing.done() for doing in self._doing.values())
+
+    def go(self) -> Resubmission:
+        """The cluster is there: submit."""
+        self._doing = {job: self._pool.submit(self._submit, job, plan) for job, plan in self._plans.items()}
+        self._pool.shutdown(wait=False)
+        return self
+
+    def cancel(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self) -> dict[str, str]:
+        """Job name -> job id, once all are submitted. Raises JobFailed with the cause."""
+        try:
+            return {job: doing.result(SUBMIT_PATIENCE_S) for job, doing in self._doing.items()}
+        except (httpx.HTTPError, OSError, TimeoutError) as error:
+            raise JobFailed(f"submitting the jobs of {self._domain} again failed: {error}") from error
+
+    def _submit(self, job: str, plan: Path) -> str:
+        _link_latest(self._home, self._domain, job)
+        before, new = bytes.fromhex(plan.name), os.urandom(16)
+        content = plan.read_bytes()
+        if content.count(before) != 1:
+            raise JobFailed(f"{plan}: expected the job id {plan.name} in it once, came {content.count(before)} times")
+        answer = httpx.post(
+            f"http://127.0.0.1:{rest_port(self._home)}/v1/jobs",
+            files={
+                "request": (None, json.dumps({"executionPlanFileName": "plan", "jobJarFileNames": [],
+                                              "jobArtifactFileNames": []}), "application/json"),
+                "file_0": ("plan", content.replace(before, new), "application/octet-stream"),
+            },
+            timeout=60,
+        )  # fmt: skip
+        if answer.is_error:
+            raise JobFailed(f"{self._domain}.{job} was not taken again: {last_cause(answer.text)}")
+        noted = checkpoints_folder(self._home, self._domain, job) / f"{plan.name}.json"
+        if noted.exists():  # what its operators mean, for whoever starts from its checkpoints
+            shutil.copy(noted, noted.with_stem(new.hex()))
+        return new.hex()
+
+
+def _link_latest(home: Home, domain: str, job: str) -> None:
+    """Point the link that the kept plan of a job goes on from at its newest complete checkpoint."""
+    target = Path(latest_checkpoints(home, domain)[job].removeprefix("file://"))
+    link = cluster.folder(home) / "checkpoints" / f"{domain}.{job}" / LATEST
+    staged = link.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    staged.symlink_to(target)
+    staged.replace(link)
+
+
 def last_cause(said: str) -> str:
     """The innermost cause in a Java or Python stack trace, with its line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
@@ -187,19 +263,18 @@ def wanted(home: Home) -> dict[str, Wanted]:
     return {path.stem: Wanted(**json.loads(path.read_text())) for path in (home.run / "jobs").glob("*.json")}
 
 
-def submit_lost(home: Home) -> list[Submission]:
-    """Clients for all jobs that are to run, each from its newest state, one client a version of the code."""
+def submit_lost(home: Home, domain: str) -> list[Submission]:
+    """Clients for the jobs of `domain` that are to run, each from its newest state, one client a version of the code."""
+    asked, states = wanted(home)[domain], latest_checkpoints(home, domain)
     clients = []
-    for domain, asked in wanted(home).items():
-        states = latest_checkpoints(home, domain)
-        for version in sorted(set(asked.code.values())):
-            jobs = [job for job, name in asked.code.items() if name == version]
-            clients.append(
-                Submission(
-                    home, domain, jobs, options=asked.options, code=code_versions.named(home, version),
-                    resume_from={job: states[job] for job in jobs if job in states},
-                )
-            )  # fmt: skip
+    for version in sorted(set(asked.code.values())):
+        jobs = [job for job, name in asked.code.items() if name == version]
+        clients.append(
+            Submission(
+                home, domain, jobs, options=asked.options, code=code_versions.named(home, version),
+                resume_from={job: states[job] for job in jobs if job in states},
+            )
+        )  # fmt: skip
     return clients
 
 

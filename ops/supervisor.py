@@ -89,7 +89,7 @@ class Supervisor:
         java = java_home()
         self.parts: dict[str, Part] = {}
         self.are_jobs_lost = False
-        self.resubmissions: list[flink_jobs.Submission] = []
+        self.resubmissions: list[flink_jobs.Submission | flink_jobs.Resubmission] = []
         flink_env = cluster.environment(home, java)
         self._add(
             "broker",
@@ -185,15 +185,25 @@ class Supervisor:
             self._plan_lost_jobs()
 
     def _plan_lost_jobs(self) -> None:
-        """Clients plan while the JobManager starts; those of one that died before are of no use."""
+        """Jobs are submitted as they were planned; where a plan or a checkpoint is missing, a client plans anew.
+
+        Clients plan while the JobManager starts; those of one that died before are of no use.
+        """
         for submission in self.resubmissions:
             submission.cancel()
-        self.resubmissions = flink_jobs.submit_lost(self.home)
+        self.resubmissions = [client for domain in flink_jobs.wanted(self.home) for client in self._lost_jobs(domain)]
         self.are_jobs_lost = True
 
+    def _lost_jobs(self, domain: str) -> list[flink_jobs.Submission | flink_jobs.Resubmission]:
+        try:
+            return [flink_jobs.Resubmission(self.home, domain)]
+        except FileNotFoundError:
+            return [*flink_jobs.submit_lost(self.home, domain)]
+
     def _resubmit(self) -> None:
-        """Let the clients submit once everything serves; jobs that do not come back are a failure."""
-        if self.are_jobs_lost and all(part.is_ready for part in self.parts.values()):
+        """Let the clients submit once the cluster and the broker serve; jobs that do not come back are a failure."""
+        needed = (part for part in self.parts.values() if not part.name.startswith(SIDE_PROCESSES))
+        if self.are_jobs_lost and all(part.is_ready for part in needed):
             self.are_jobs_lost = False
             for submission in self.resubmissions:
                 submission.go()

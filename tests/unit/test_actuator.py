@@ -39,6 +39,7 @@ class Plant:
     def __init__(self, folder: Path) -> None:
         self.broker = StandInBroker()
         self.orders: list[Order] = []
+        self.step_s = 0.0  # how far the actuator's clock is off
         self._file = folder / "actuator.sqlite"
         self._memory: Memory | None = None
 
@@ -62,7 +63,7 @@ class Plant:
             "machines", {"cool": cool, "explode": explode, "mow": mow},
             reader=StandInConsumer(self.broker, "machines.commands"),  # type: ignore[arg-type]
             writer=StandInProducer(self.broker),  # type: ignore[arg-type]
-            memory=self._memory, otherwise=without_handler,
+            memory=self._memory, otherwise=without_handler, now_ms=lambda: int((time.time() + self.step_s) * 1000),
         )  # fmt: skip
 
     def command(self, value: bytes | None, *, waited_s: float = 0.0) -> None:
@@ -106,6 +107,28 @@ def test_the_outcome_tells_what_it_cost_when_the_handler_does(plant: Plant) -> N
     plant.start().step()
     (outcome,) = plant.outcomes()
     assert Outcome.model_validate(outcome["data"]).cost == 12.5
+
+
+def test_each_command_is_done_once_when_the_clock_steps_back_by_a_minute_and_forth(plant: Plant) -> None:
+    actuator = plant.start()
+    for number, step_s in enumerate((0.0, -60.0, 0.0, 60.0)):
+        plant.step_s = step_s
+        for _ in range(2):
+            plant.command(a_command(f"c-{number}", expiry="2014-01-01T00:02:00Z"))
+            actuator.step()
+    assert [(o["data"]["command_id"], o["data"]["status"]) for o in plant.outcomes()] == [
+        ("c-0", "succeeded"), ("c-1", "succeeded"), ("c-2", "succeeded"), ("c-3", "succeeded"),
+    ]  # fmt: skip
+    assert len(plant.orders) == 4
+
+
+def test_a_command_is_refused_and_not_done_when_the_clock_steps_past_its_expiry(plant: Plant) -> None:
+    plant.step_s = 60.0
+    plant.command(a_command(expiry="2014-01-01T00:00:30Z"))
+    plant.start().step()
+    (outcome,) = plant.outcomes()
+    assert outcome["data"]["status"] == "failed" and outcome["data"]["detail"].startswith("expired")
+    assert plant.orders == []
 
 
 def test_nothing_is_done_again_when_a_command_comes_twice(plant: Plant) -> None:

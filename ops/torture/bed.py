@@ -1,0 +1,481 @@
+"""What faults are played on: one instance, a steady load of amounts, and readers of what comes out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import confluent_kafka
+import orjson
+import psutil
+from rich.console import Console
+
+from contracts.domain import load_domain
+from contracts.envelope import parse_time_ms
+from contracts.errors import JobFailed, SetupFailed
+from contracts.topics import topic
+from ops import audit, flink_jobs, instance, kafka, replay
+from ops import run as runner
+from ops.home import CHECKOUT, Home
+from ops.model_server import Behaviour, ModelServer, running
+from ops.player import Emitter
+from ops.ports import choose
+from ops.torture import checker, facts
+from ops.worlds import drill
+
+T = TypeVar("T")
+DOMAIN = "drill"
+SUBJECTS = 12
+# Decisions that must flow before anything is broken, and how long the load goes on after the next decision.
+STEADY = 3 * SUBJECTS
+GOES_ON_S = 2.0
+RECOVERY_PATIENCE_S = 120.0
+QUIET_PATIENCE_S = 120.0
+CALM_CHECKS = 2
+# Far enough apart that no window of one fault is open in the next.
+APART_MS = 86_400_000
+STARTS_MS = 1_735_689_600_000
+CLOSING_MS = (600 + 120 + 1) * 1000
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """FLYBALL_* for what is started inside; as it was before afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Tap(threading.Thread):
+    """Reads what a domain writes (committed records only) until `stop`; a broker that is away is waited for."""
+
+    TOPICS = ("decisions", "commands", "outcomes", "dead-letters")
+
+    def __init__(self, bootstrap: str) -> None:
+        super().__init__(name="tap", daemon=True)
+        self._reader = _consumer(bootstrap, is_committed=True)
+        self._short = {topic(name).of(DOMAIN): name for name in self.TOPICS}
+        self._reader.assign(_places(self._reader, list(self._short), confluent_kafka.OFFSET_BEGINNING))
+        self._stopping = threading.Event()
+        self.events: dict[str, list[dict[str, Any]]] = {name: [] for name in self.TOPICS}
+        # Topic, partition and offset of what was read.
+        self.places: set[tuple[str, int, int]] = set()
+        # Fact id -> when its decision was first read (time.monotonic).
+        self.decided_at: dict[str, float] = {}
+        self.decided: set[checker.Key] = set()
+        self.commanded: set[str] = set()
+        self.done: set[str] = set()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                for record in self._reader.consume(500, timeout=0.02):
+                    if record.error() is None:
+                        self.places.add((str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)))
+                        self._take(self._short[str(record.topic())], orjson.loads(record.value() or b"{}"))
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._reader.close()
+
+    def _take(self, name: str, event: dict[str, Any]) -> None:
+        chain = str(event.get("correlationid"))
+        if event.get("type") == "flyball.decision" and event["data"]["action"] == "advise":
+            return  # the slow agent's: no part of what the checker judges
+        if name == "decisions":
+            self.decided.add(checker.key_of(event, parse_time_ms(event["data"]["event_time"])))
+            self.decided_at.setdefault(chain, time.monotonic())
+        elif name == "commands":
+            self.commanded.add(chain)
+        elif name == "outcomes":
+            self.done.add(chain)
+        self.events[name].append(event)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(10)
+
+
+class Uncommitted:
+    """Reads decisions as they are written from now on, before their transaction is committed."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._reader = _consumer(bootstrap, is_committed=False)
+        self._reader.assign(_places(self._reader, [topic("decisions").of(DOMAIN)], confluent_kafka.OFFSET_END))
+
+    def __enter__(self) -> Uncommitted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def wait_for_one(self, is_wanted: Callable[[tuple[str, int, int]], bool]) -> tuple[str, int, int]:
+        """Topic, partition and offset of the next record that is wanted."""
+        deadline = time.monotonic() + QUIET_PATIENCE_S
+        while time.monotonic() < deadline:
+            for record in self._reader.consume(1, timeout=0.1):
+                place = str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)
+                if record.error() is None and is_wanted(place):
+                    return place
+        raise JobFailed(f"expected a decision in an open transaction within {QUIET_PATIENCE_S:.0f} s")
+
+
+def _consumer(bootstrap: str, *, is_committed: bool) -> confluent_kafka.Consumer:
+    return confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "torture",  # asked for by the client; nothing is committed
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed" if is_committed else "read_uncommitted",
+            "fetch.wait.max.ms": 20,
+            "reconnect.backoff.max.ms": 500,
+            "log_level": 0,
+        }
+    )
+
+
+def _places(reader: confluent_kafka.Consumer, topics: list[str], offset: int) -> list[confluent_kafka.TopicPartition]:
+    known = reader.list_topics(timeout=30).topics
+    return [
+        confluent_kafka.TopicPartition(name, part, offset) for name in topics for part in sorted(known[name].partitions)
+    ]
+
+
+class Load(threading.Thread):
+    """Writes rounds of items at a steady rate until `end`; what was sent stays in `sent`, in the order of the log."""
+
+    def __init__(self, bootstrap: str, source: Iterator[list[facts.Item]], *, rate: float) -> None:
+        super().__init__(name="load", daemon=True)
+        self._source = source
+        self._rate = rate
+        self._writer = confluent_kafka.Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 1,
+                "partitioner": "murmur2",  # as Flink's own and the actuator's producers do
+                "reconnect.backoff.max.ms": 500,
+                "log_level": 0,
+            }
+        )
+        self._ending = threading.Event()
+        self._failed: list[str] = []
+        self.sent: list[facts.Item] = []
+        # Fact id -> when it was handed to the producer (time.monotonic).
+        self.sent_at: dict[str, float] = {}
+
+    def run(self) -> None:
+        began, count = time.monotonic(), 0
+        for items in self._source:
+            if self._ending.is_set():
+                break
+            for item in items:
+                self._send(item)
+            count += len(items)
+            while (ahead := began + count / self._rate - time.monotonic()) > 0:
+                self._writer.poll(min(ahead, 0.05))
+        self._writer.flush(60)
+
+    def _send(self, item: facts.Item) -> None:
+        key, value = item.to_record()
+        self._writer.produce(topic("facts").of(DOMAIN), key=key, value=value, on_delivery=self._delivered)
+        self.sent.append(item)
+        if isinstance(item, facts.Fact):
+            self.sent_at[item.id] = time.monotonic()
+
+    def _delivered(self, error: object, _: object) -> None:
+        if error is not None:
+            self._failed.append(str(error))
+
+    def end(self, *, at_once: bool = True) -> None:
+        """Write no more; or, with a source that ends by itself, wait for that.
+
+        Raises JobFailed when a record was not acknowledged: what is not in the log cannot be asked for."""
+        if at_once:
+            self._ending.set()
+        self.join(120)
+        if self._failed or self.is_alive() or len(self._writer):
+            raise JobFailed(f"the load could not be written: {self._failed[:1] or len(self._writer)}")
+
+    def facts(self) -> list[facts.Fact]:
+        return [item for item in self.sent if isinstance(item, facts.Fact)]
+
+
+@dataclass
+class Result:
+    """One row of the report."""
+
+    fault: str
+    delivery: str
+    facts: int
+    findings: checker.Findings
+    seconds_to_next_decision: float | None
+    notes: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def is_green(self) -> bool:
+        repeats = self.findings.repeated if self.delivery == "exactly_once" else 0
+        return not (self.findings.lost or self.findings.wrong or repeats)
+
+    def told(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        seconds = self.seconds_to_next_decision
+        return {
+            "fault": self.fault,
+            "lost": self.findings.lost,
+            "repeated": self.findings.repeated,
+            "wrong": self.findings.wrong,
+            "seconds_to_next_decision": None if seconds is None else round(seconds, 2),
+            "delivery": self.delivery,
+            "facts": self.facts,
+            **({"told": self.findings.told} if self.findings.told else {}),
+            **self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of instance a fault is played on."""
+
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    flink: str = "{}"
+    has_slow_agent: bool = False
+
+
+class Bed:
+    """One instance with the domain up, for fault after fault; each fault has subjects of its own."""
+
+    def __init__(self, home: Home, kind: Kind, *, rate: float) -> None:
+        self.home = home
+        self.delivery = kind.delivery
+        self.rate = rate
+        self._kind = kind
+        self._played = 0
+        self._letters_before = 0
+        self.model: ModelServer | None = None
+
+    @contextmanager
+    def up(self) -> Iterator[Bed]:
+        """The instance runs inside, on a port that stays over restarts."""
+        instance.stop(self.home)
+        values = {
+            "FLYBALL_HOME": str(self.home.path),
+            "FLYBALL_DELIVERY": self.delivery,
+            "FLYBALL_FLINK": self._kind.flink,
+            "FLYBALL_KAFKA_PORT": str(choose({"kafka": 0})["kafka"]),
+            "FLYBALL_SEAL_EVERY_S": "5",
+        }
+        with ExitStack() as stack:
+            if self._kind.has_slow_agent:
+                self.model = stack.enter_context(running(Behaviour(latency_ms=50)))
+                values |= {"OPENAI_BASE_URL": self.model.base_url, "OPENAI_API_KEY": "torture"}
+                values["FLYBALL_AGENTS"] = str(CHECKOUT / "conf" / DOMAIN / "agents_with_advisor.yaml")
+            stack.enter_context(environment(**values))
+            try:
+                self.bring_up(is_fresh=True)
+                self.bootstrap = str(self.home.read_state()["bootstrap_servers"])
+                self.tap = Tap(self.bootstrap)
+                self.tap.start()
+                yield self
+                self.tap.stop()
+            finally:
+                instance.stop(self.home)
+
+    def bring_up(self, *, is_fresh: bool) -> None:
+        runner.bring_up(
+            self.home, DOMAIN, is_fresh=is_fresh, console=Console(quiet=True), while_pid=os.getpid()
+        )
+
+    # ------------------------------------------------------------------------------- processes
+
+    def process(self, name: str) -> psutil.Process:
+        """A supervised process, as the supervisor last wrote it down."""
+        processes: Any = self.home.read_state()["processes"]
+        return psutil.Process(int(processes[name]["pid"]))
+
+    def part(self, kind: str) -> str:
+        return f"{kind}-{DOMAIN}"
+
+    # ------------------------------------------------------------------------------ one fault
+
+    def rounds(self, name: str) -> Iterator[list[facts.Item]]:
+        """Amounts of subjects that no fault before had, a day after those."""
+        self._played += 1
+        base_ms = STARTS_MS + self._played * APART_MS
+        return facts.rounds(f"{name}-{self._played}", subjects=SUBJECTS, base_ms=base_ms, seed=1)
+
+    def start_load(self, source: Iterator[list[facts.Item]], *, rate: float | None = None) -> Load:
+        """A steady load, whose decisions flow when this returns."""
+        load = Load(self.bootstrap, source, rate=rate or self.rate)
+        load.start()
+        self.wait_until(
+            lambda: sum(fact in self.tap.decided_at for fact in list(load.sent_at)) >= STEADY,
+            "a steady flow of decisions", timeout_s=QUIET_PATIENCE_S,
+        )  # fmt: skip
+        return load
+
+    def play_for(self, seconds: float) -> None:
+        """Let the load go on; raises when something fails for good meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look()
+            time.sleep(0.1)
+
+    def next_decision(self, load: Load, since: float) -> tuple[float, str]:
+        """Seconds from `since` to the first decision read about a fact that was sent after it; that fact's id."""
+
+        def first() -> tuple[float, str] | None:
+            later = [fact for fact, at in list(load.sent_at.items()) if at > since]
+            return min(((self.tap.decided_at[fact] - since, fact) for fact in later if fact in self.tap.decided_at),
+                       default=None)  # fmt: skip
+
+        return self.wait_until(first, "the next decision", timeout_s=RECOVERY_PATIENCE_S)
+
+    def _appended_s(self, fact_id: str, since: float) -> dict[str, float]:
+        """Seconds from `since` to the first append of what a fact led to, stage by stage: where the time went."""
+        began_ms = (time.time() - time.monotonic() + since) * 1000
+        stages = {topic(name).of(DOMAIN): name for name in ("facts", "situations", "proposals", "decisions")}
+        found: dict[str, float] = {}
+        for record in kafka.read_all(self.bootstrap, list(stages)):
+            if fact_id.encode() in (record.value or b""):
+                found.setdefault(stages[record.topic], round((record.appended_ms - began_ms) / 1000, 1))
+        return {name: found[name] for name in stages.values() if name in found}
+
+    def finish(
+        self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None,
+    ) -> Result:  # fmt: skip
+        """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything."""
+        seconds, first = (None, "") if since is None else self.next_decision(load, since)
+        self.play_for(GOES_ON_S)
+        load.end()
+        result = self.conclude(name, load.sent, seconds, notes or {})
+        if since is not None:
+            result.notes["appended_after_s"] = self._appended_s(first, since)
+        return result
+
+    def conclude(self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any]) -> Result:
+        """Close the windows, wait for quiet, check everything."""
+        sent_facts = [item for item in sent if isinstance(item, facts.Fact)]
+        due = checker.wanted(sent_facts)
+        self.tick(max(fact.event_ms for fact in sent_facts) + CLOSING_MS)
+        self._wait_for_all(due)
+        self.wait_quiet()
+        subjects = {fact.subject for fact in sent_facts}
+        mine = subjects | {f"{subject}-sums" for subject in subjects}
+        seen = self._seen(mine, {fact.id for fact in sent_facts})
+        instants = {
+            text: parse_time_ms(text) for text in (str(event["data"]["event_time"]) for event in seen.decisions)
+        }
+        bad_records = sum(isinstance(item, facts.Poison) for item in sent)
+        findings = checker.check(
+            due, bad_records, seen, instants, allows_repeats=self.delivery == "at_least_once"
+        )
+        self._audit(findings)
+        told = {
+            "outcomes_again": len(seen.outcomes) - len({event["id"] for event in seen.outcomes}),
+            "restarts": self._restarts(),
+        }
+        return Result(name, self.delivery, len(sent_facts), findings, seconds, {**notes, **told})
+
+    def _restarts(self) -> dict[str, int]:
+        """Job -> how often it was restarted since it was submitted."""
+        return {
+            job.name.removeprefix(f"{DOMAIN}."): flink_jobs.restarts(self.home, job.job_id)
+            for job in flink_jobs.states(self.home, DOMAIN)
+        }
+
+    def tick(self, event_ms: int) -> None:
+        writer = kafka.producer(self.bootstrap)
+        Emitter(load_domain(DOMAIN), writer, file_name="torture").tick(event_ms)
+        writer.close()
+
+    def _wait_for_all(self, due: Mapping[checker.Key, checker.Wanted]) -> None:
+        """Until everything due has come, or no more comes for a while: what is missing then is told as lost."""
+        left, changed_at = -1, time.monotonic()
+        while now_left := checker.missing(due, self.tap.decided, self.tap.commanded, self.tap.done):
+            self.look()
+            if now_left != left:
+                left, changed_at = now_left, time.monotonic()
+            if time.monotonic() - changed_at > 45:
+                return
+            time.sleep(0.1)
+
+    def wait_quiet(self) -> None:
+        """Until every job and the actuator have read all there is, twice in a row."""
+        reader = kafka.LagReader(self.bootstrap, DOMAIN, flink_jobs.jobs_of(DOMAIN))
+        calm, deadline = 0, time.monotonic() + QUIET_PATIENCE_S
+        try:
+            while calm < CALM_CHECKS:
+                self.look()
+                calm = calm + 1 if not any(reader.lags().values()) else 0
+                if time.monotonic() > deadline:
+                    raise JobFailed(f"the loop did not come to rest: lags {reader.lags()}. Logs: {self.home.logs}")
+                time.sleep(0.3)
+        finally:
+            reader.close()
+
+    def look(self) -> None:
+        """Raises when the instance, a job or the reader has failed for good."""
+        if self.tap.error is not None:
+            raise self.tap.error
+        if told := self.home.read_state().get("error"):
+            raise SetupFailed(str(told))
+
+    def wait_until(self, probe: Callable[[], T | None], what: str, *, timeout_s: float) -> T:
+        """What `probe` gives, as soon as it is truthy."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := probe()):
+            self.look()
+            if time.monotonic() > deadline:
+                raise JobFailed(f"expected {what} within {timeout_s:.0f} s; {self.why()}")
+            time.sleep(0.02)
+        return found
+
+    def why(self) -> str:
+        """State and last cause of each job."""
+        try:
+            told = [
+                f"{job.name} {job.state}: {flink_jobs.root_cause(self.home, job.job_id)}"
+                for job in flink_jobs.states(self.home, DOMAIN)
+            ]
+        except Exception as error:
+            told = [f"the cluster does not answer: {error}"]
+        return f"{'; '.join(told)}. Logs: {self.home.logs}"
+
+    def _seen(self, subjects: set[str], fact_ids: set[str]) -> checker.Seen:
+        """What was read about these subjects; a dead letter is about the record at its place."""
+        mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for name in ("decisions", "commands", "outcomes"):
+            for event in list(self.tap.events[name]):
+                if event.get("subject") in subjects:
+                    mine[name].append(event)
+        letters = len(self.tap.events["dead-letters"]) - self._letters_before
+        self._letters_before += letters
+        known = {str(event["data"]["command_id"]) for event in mine["commands"]}
+        asked = {name: times for name, times in drill.settled(self.home).items() if name in known}
+        return checker.Seen(mine["decisions"], mine["commands"], mine["outcomes"], letters, asked)
+
+    def _audit(self, findings: checker.Findings) -> None:
+        """The chains of all subjects so far, the signed heads, and every decision made again."""
+        verified = audit.verify(self.bootstrap, DOMAIN, public_key=audit.key_of_home(self.home, DOMAIN))
+        for bad in verified.bad:
+            findings.object(f"audit: {bad}")
+        again = replay.run(self.bootstrap, DOMAIN).told()
+        for _ in range(int(again["different"]) + int(again["broken_chains"])):
+            findings.object(f"replay: {again['different']} differ, {again['broken_chains']} broken chains")
+

@@ -1,0 +1,216 @@
+"""What must come out, from the facts alone: a second opinion that shares no code with what it judges.
+
+It knows the rules of the domain `drill` as its policies and SQL say them in words:
+
+- an amount comes with the count and the sum of its subject's amounts that arrived up to it;
+- from 90 it is denied; four are settled within a minute; 600 in all within ten minutes of what was settled;
+- `now` is the subject's highest event time so far; what is settled counts from `now` on;
+- a fact that came before among its subject's last 32 records is dropped; one that came before that is counted again, and
+  decided once;
+- the amounts of each ten minutes are counted and summed, and noted once;
+- each command has one outcome; only outcomes may come again, as the same event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ops.torture.facts import Fact
+
+LARGE = 90
+A_MINUTE, MOST_A_MINUTE = 60_000, 4
+TEN_MINUTES, MOST_IN_TEN = 600_000, 600
+AN_HOUR, A_DAY = 3_600_000, 86_400_000
+REMEMBERED_FACTS = 32
+# What a decision answers: a fact (by its id), or a subject's ten minutes (by their end, ms).
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One decision as it must be."""
+
+    verdict: str
+    reason: str
+    parameters: Mapping[str, int]
+    counters: Mapping[str, float]
+    is_commanded: bool
+
+
+@dataclass
+class _Subject:
+    seen: int = 0
+    total: int = 0
+    now_ms: int = 0
+    settled: list[tuple[int, int]] = field(default_factory=list)
+    recent: list[str] = field(default_factory=list)
+    decided: set[str] = field(default_factory=set)
+
+
+def wanted(facts: Iterable[Fact]) -> dict[Key, Wanted]:
+    """Every decision that the facts must lead to; `facts` in the order of the log, repeats included."""
+    subjects: dict[str, _Subject] = defaultdict(_Subject)
+    windows: dict[tuple[str, int], list[int]] = defaultdict(list)
+    found: dict[Key, Wanted] = {}
+    for fact in facts:
+        subject = subjects[fact.subject]
+        is_dropped = fact.id in subject.recent
+        subject.recent = [*subject.recent, fact.id][-REMEMBERED_FACTS:]
+        if is_dropped:
+            continue
+        subject.seen += 1
+        subject.total += fact.amount
+        if fact.id in subject.decided:
+            continue
+        subject.decided.add(fact.id)
+        found[("settle", fact.id)] = _settled(subject, fact)
+        windows[(fact.subject, fact.event_ms // TEN_MINUTES)].append(fact.amount)
+    for (name, window), amounts in windows.items():
+        sums = {"facts": len(amounts), "amounts": sum(amounts)}
+        key = ("note_sum", f"{name}-sums {(window + 1) * TEN_MINUTES}")
+        found[key] = Wanted("allow", "allowed_by_policy", sums, {}, is_commanded=False)
+    return found
+
+
+def _settled(subject: _Subject, fact: Fact) -> Wanted:
+    subject.now_ms = now = max(subject.now_ms, fact.event_ms)
+    parameters = {"number": fact.number, "amount": fact.amount, "seen": subject.seen, "total": subject.total}
+
+    def since(ms: int) -> list[int]:
+        return [amount for at, amount in subject.settled if at > now - ms]
+
+    counters: dict[str, float] = {"allowed_1h": len(since(AN_HOUR)), "allowed_24h": len(since(A_DAY)), "hops": 0}
+    if fact.amount >= LARGE:
+        return Wanted("deny", "forbidden_by_policy", parameters, counters, is_commanded=False)
+    counters["allowed_within_60s"] = len(since(A_MINUTE))
+    if len(since(A_MINUTE)) >= MOST_A_MINUTE:
+        return Wanted("deny", "rate_limit", parameters, counters, is_commanded=False)
+    counters["parameter_amount_within_600s"] = sum(since(TEN_MINUTES))
+    if sum(since(TEN_MINUTES)) + fact.amount > MOST_IN_TEN:
+        return Wanted("deny", "budget_limit", parameters, counters, is_commanded=False)
+    subject.settled.append((now, fact.amount))
+    return Wanted("allow", "allowed_by_policy", parameters, counters, is_commanded=True)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a read-committed reader saw of one fault: events as parsed JSON, in the order read.
+
+    `dead_letters`: how many records were put aside; `asked`: command id -> how often the till was asked to settle it.
+    """
+
+    decisions: Sequence[Mapping[str, Any]]
+    commands: Sequence[Mapping[str, Any]]
+    outcomes: Sequence[Mapping[str, Any]]
+    dead_letters: int
+    asked: Mapping[str, int]
+
+
+@dataclass
+class Findings:
+    """How many were lost, repeated and wrong; `told` says which, the first of each kind."""
+
+    lost: int = 0
+    repeated: int = 0
+    wrong: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def lose(self, what: str) -> None:
+        self.lost += 1
+        self._tell(f"lost: {what}")
+
+    def repeat(self, what: str) -> None:
+        self.repeated += 1
+        self._tell(f"repeated: {what}")
+
+    def object(self, what: str) -> None:
+        self.wrong += 1
+        self._tell(f"wrong: {what}")
+
+    def _tell(self, what: str) -> None:
+        kind = what.partition(":")[0]
+        if sum(line.startswith(kind) for line in self.told) < 5:
+            self.told.append(what)
+
+
+def key_of(event: Mapping[str, Any], event_ms: int) -> Key:
+    """What a decision answers; `event_ms`: its data's event time."""
+    action = str(event["data"]["action"])
+    return action, f"{event['subject']} {event_ms}" if action == "note_sum" else str(event["correlationid"])
+
+
+def missing(due: Mapping[Key, Wanted], decided: Collection[Key], commanded: Collection[str], done: Collection[str]) -> int:
+    """How many decisions, commands (by fact id) and outcomes (by fact id) have not come yet."""
+    facts = [key[1] for key, decision in due.items() if decision.is_commanded]
+    return (
+        sum(key not in decided for key in due)
+        + sum(fact not in commanded for fact in facts)
+        + sum(fact not in done for fact in facts)
+    )
+
+
+def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[str, int], *, allows_repeats: bool) -> Findings:
+    """Hold what was seen against what is due.
+
+    `instants`: event time as written -> ms, for every decision's. `allows_repeats`: at least once, where a repeat is
+    wrong only when it cannot be told by its id, or says something else.
+    """
+    found = Findings()
+    decided: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
+    for event in seen.decisions:
+        decided[key_of(event, instants[event["data"]["event_time"]])].append(event)
+    for key, decision in due.items():
+        if key not in decided:
+            found.lose(f"the decision about {key}")
+            continue
+        _compare(key, decision, decided[key], found, allows_repeats=allows_repeats)
+    for key in decided.keys() - due.keys():
+        found.object(f"nothing in the input leads to a decision about {key}")
+    command_of = {key: decided[key][0]["data"].get("command_id") for key in due if key in decided}
+    commands = [str(event["data"]["command_id"]) for event in seen.commands]
+    wanted_commands = {str(command_of[key]): key for key, d in due.items() if d.is_commanded and key in command_of}
+    _match("command", wanted_commands, commands, found)
+    # An actuator that died between publishing an outcome and noting that publishes it again, under the same id.
+    outcomes = {str(event["id"]): str(event["data"]["command_id"]) for event in seen.outcomes}
+    _match("outcome", wanted_commands, list(outcomes.values()), found)
+    for event in seen.outcomes:
+        if event["data"]["status"] != "succeeded":
+            found.object(f"the outcome of {event['data']['command_id']}: {event['data'].get('detail')}")
+    _match("settlement", wanted_commands, list(seen.asked), found)
+    if seen.dead_letters < poison:
+        for _ in range(poison - seen.dead_letters):
+            found.lose("a dead letter")
+    elif seen.dead_letters > poison and not allows_repeats:
+        found.object(f"{seen.dead_letters} dead letters for {poison} bad records")
+    return found
+
+
+def _compare(
+    key: Key, due: Wanted, events: Sequence[Mapping[str, Any]], found: Findings, *, allows_repeats: bool
+) -> None:
+    for _ in events[1:]:
+        found.repeat(f"the decision about {key}")
+    if len({event["id"] for event in events}) > 1:
+        found.object(f"decisions about {key} with {len({event['id'] for event in events})} ids")
+    for event in events if allows_repeats else events[:1]:
+        data = event["data"]
+        counters = {name: value for name, value in data["counters"].items() if key[0] == "settle"}
+        came = (data["verdict"], data["reason"], data["parameters"], counters, data.get("command_id") is not None)
+        must = (due.verdict, due.reason, due.parameters, due.counters, due.is_commanded)
+        if came != must:
+            found.object(f"the decision about {key}: expected {must}, came {came}")
+
+
+def _match(what: str, due: Mapping[str, Key], came: Sequence[str], found: Findings) -> None:
+    """Each command id that is due comes once; nothing else comes."""
+    times = Counter(came)
+    for command_id, key in due.items():
+        if command_id not in times:
+            found.lose(f"the {what} for {key}")
+        for _ in range(times[command_id] - 1):
+            found.repeat(f"the {what} for {key}")
+    for command_id in times.keys() - due.keys():
+        found.object(f"a {what} that nothing in the input leads to: {command_id}")

@@ -1,0 +1,86 @@
+"""Fault after fault, and the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from contracts.errors import FlyballError, SetupFailed
+from ops.home import Home
+from ops.torture.bed import Bed, Result
+from ops.torture.checker import Findings
+from ops.torture.faults import FAULTS, Fault
+
+RATE = 60.0
+
+
+def chosen(names: Sequence[str], *, is_short: bool) -> list[Fault]:
+    """The faults to play. Raises SetupFailed for a name there is not."""
+    known = {fault.name: fault for fault in FAULTS}
+    if unknown := [name for name in names if name not in known]:
+        raise SetupFailed(f"--fault: no fault {unknown[0]!r}; there are: {', '.join(known)}")
+    if names:
+        return [fault for fault in FAULTS if fault.name in names]
+    return [fault for fault in FAULTS if fault.is_short or not is_short]
+
+
+def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: float = RATE) -> list[Result]:
+    """Play the faults, on one instance for each kind; an instance that did not survive a fault is made anew."""
+    results: list[Result] = []
+    for kind, group in groupby(faults, key=lambda fault: fault.kind):
+        left = list(group)
+        while left:
+            began = time.monotonic()
+            bed = Bed(home, kind, rate=rate)
+            with bed.up():
+                console.print(f"an instance is up after {time.monotonic() - began:.0f} s ({kind.delivery})", style="dim")
+                is_alive = True
+                while left and is_alive:
+                    result, is_alive = _play(bed, left.pop(0), console)
+                    results.append(result)
+    return results
+
+
+def _play(bed: Bed, fault: Fault, console: Console) -> tuple[Result, bool]:
+    """The fault's row, and whether the instance can take another one."""
+    began = time.monotonic()
+    is_alive = True
+    with console.status(f"{fault.name}: {fault.says}"):
+        try:
+            result = fault.play(bed, fault.name)
+        except Exception as error:  # whatever a broken instance does to us is the fault's finding
+            is_alive = False
+            findings = Findings()
+            findings.object(str(error) if isinstance(error, FlyballError) else repr(error))
+            result = Result(fault.name, fault.kind.delivery, 0, findings, None)
+    result.seconds = time.monotonic() - began
+    seconds = result.seconds_to_next_decision
+    console.print(
+        f"{'[green]ok[/green] ' if result.is_green else '[red]bad[/red]'} {fault.name}: {result.facts} facts,"
+        f" lost {result.findings.lost}, repeated {result.findings.repeated}, wrong {result.findings.wrong},"
+        f" next decision {'-' if seconds is None else f'after {seconds:.1f} s'} ({result.seconds:.0f} s)"
+    )
+    for line in result.findings.told:
+        console.print(f"    {line}", markup=False, highlight=False)
+    if result.notes:
+        console.print(f"    {result.notes}", markup=False, highlight=False, style="dim")
+    return result, is_alive
+
+
+def table(results: Sequence[Result]) -> Table:
+    found = Table(box=None)
+    for column in ("fault", "delivery", "facts", "lost", "repeated", "wrong", "next decision"):
+        found.add_column(column, justify="left" if column in ("fault", "delivery") else "right")
+    for result in results:
+        told: dict[str, Any] = result.told()
+        seconds = told["seconds_to_next_decision"]
+        found.add_row(
+            told["fault"], told["delivery"], str(told["facts"]), str(told["lost"]), str(told["repeated"]),
+            str(told["wrong"]), "-" if seconds is None else f"{seconds:.1f} s",
+        )  # fmt: skip
+    return found

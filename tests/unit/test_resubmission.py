@@ -1,0 +1,110 @@
+"""Jobs lost with the JobManager are submitted as they were planned, from their newest checkpoints."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import JobFailed
+from jobs.settings import LATEST
+from ops import flink_jobs
+from ops.flink_jobs import Resubmission
+from ops.home import Home
+
+DOMAIN = "machines"
+JOBS = ("context", "propose", "govern")
+OLD_ID = "00112233445566778899aabbccddeeff"
+
+
+class Rest(BaseHTTPRequestHandler):
+    """What a JobManager's REST port does with a job: it takes it, or says why not."""
+
+    taken: list[bytes] = []
+    answer = 202
+
+    def do_POST(self) -> None:
+        self.taken.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(self.answer)
+        self.end_headers()
+        self.wfile.write(b'{"errors": ["Caused by: no such savepoint"]}' if self.answer >= 400 else b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def rest() -> Iterator[HTTPServer]:
+    Rest.taken, Rest.answer = [], 202
+    server = HTTPServer(("127.0.0.1", 0), Rest)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, rest: HTTPServer) -> Home:
+    """A home whose three jobs have a plan each, and two checkpoints."""
+    home = Home(tmp_path)
+    for job in JOBS:
+        plans = home.run / "flink" / "plans" / f"{DOMAIN}.{job}"
+        plans.mkdir(parents=True)
+        (plans / OLD_ID).write_bytes(b"before" + bytes.fromhex(OLD_ID) + b"behind " + job.encode())
+        for number in (1, 2):
+            checkpoint(home, job, number)
+    home.write_state({"ports": {"rest": rest.server_address[1]}})
+    return home
+
+
+def checkpoint(home: Home, job: str, number: int) -> Path:
+    folder = home.run / "flink" / "checkpoints" / f"{DOMAIN}.{job}" / "some-job" / f"chk-{number}"
+    folder.mkdir(parents=True)
+    (folder / "_metadata").touch()
+    os.utime(folder / "_metadata", (number, number))
+    return folder
+
+
+def test_each_job_is_posted_once_under_a_new_id_when_it_is_submitted_again(home: Home) -> None:
+    ids = Resubmission(home, DOMAIN).go().wait()
+    assert set(ids) == set(JOBS) and len({*ids.values(), OLD_ID}) == 4
+    for job in JOBS:
+        (body,) = [body for body in Rest.taken if b"behind " + job.encode() in body]
+        assert bytes.fromhex(ids[job]) in body and bytes.fromhex(OLD_ID) not in body
+
+
+def test_it_goes_on_from_the_newest_checkpoint_there_is_when_it_is_submitted(home: Home) -> None:
+    lost = Resubmission(home, DOMAIN)
+    newest = checkpoint(home, "govern", 3)
+    lost.go().wait()
+    folder = home.run / "flink" / "checkpoints"
+    assert (folder / f"{DOMAIN}.govern" / LATEST).resolve() == newest.resolve()
+    assert (folder / f"{DOMAIN}.context" / LATEST).resolve().name == "chk-2"
+    assert flink_jobs.latest_checkpoints(home, DOMAIN)["govern"] == newest.as_uri()
+
+
+@pytest.mark.parametrize("missing", ["plans", "checkpoints"])
+def test_a_client_is_needed_when_a_job_has_no_plan_or_no_checkpoint(home: Home, missing: str) -> None:
+    folder = home.run / "flink" / missing / f"{DOMAIN}.govern"
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=r"machines\.govern"):
+        Resubmission(home, DOMAIN)
+
+
+def test_the_cause_is_told_when_the_jobmanager_refuses(home: Home) -> None:
+    Rest.answer = 500
+    with pytest.raises(JobFailed, match="no such savepoint"):
+        Resubmission(home, DOMAIN).go().wait()
+
+
+def test_a_plan_is_refused_when_the_job_id_is_not_in_it(home: Home) -> None:
+    (home.run / "flink" / "plans" / f"{DOMAIN}.govern" / OLD_ID).write_bytes(b"something else")
+    with pytest.raises(JobFailed, match="expected the job id"):
+        Resubmission(home, DOMAIN).go().wait()
+    assert len(Rest.taken) == 2

@@ -1,0 +1,254 @@
+"""The checker of `./flyball torture` finds what is lost, repeated and wrong; the inputs are spoilt as told."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.errors import SetupFailed
+from ops.torture import checker, facts, run
+from ops.torture.checker import Findings, Seen, check, wanted
+from ops.torture.facts import Fact
+
+START_MS = 1_735_689_600_000
+
+
+def amounts(*values: int, subject: str = "s", apart_ms: int = 10_000) -> list[Fact]:
+    return [Fact(subject, n + 1, value, START_MS + n * apart_ms) for n, value in enumerate(values)]
+
+
+def verdicts(given: list[Fact]) -> list[str]:
+    due = wanted(given)
+    return [due[("settle", fact.id)].reason for fact in dict.fromkeys(given)]
+
+
+# ------------------------------------------------------------------------------ what is due
+
+
+def test_an_amount_is_denied_when_it_is_large() -> None:
+    assert verdicts(amounts(89, 90)) == ["allowed_by_policy", "forbidden_by_policy"]
+
+
+def test_the_fifth_within_a_minute_is_denied_and_one_a_minute_later_is_not() -> None:
+    assert verdicts(amounts(1, 1, 1, 1, 1, 1, 1)) == [
+        *["allowed_by_policy"] * 4, "rate_limit", "rate_limit", "allowed_by_policy",
+    ]  # fmt: skip
+
+
+def test_an_amount_is_denied_when_six_hundred_are_used_up_in_ten_minutes() -> None:
+    given = amounts(*[80] * 8, 40, apart_ms=30_000)
+    assert verdicts(given) == [*["allowed_by_policy"] * 7, "budget_limit", "allowed_by_policy"]
+
+
+def test_the_clock_stays_when_an_earlier_fact_comes() -> None:
+    late = Fact("s", 9, 1, START_MS - 60_000)
+    assert verdicts([*amounts(1, 1, 1, 1), late])[-1] == "rate_limit"
+
+
+def test_a_repeat_is_not_decided_again_and_counts_only_when_it_is_far_behind() -> None:
+    first = amounts(*[1] * 40)
+    soon = wanted([*first, first[-1], Fact("s", 99, 5, START_MS + 900_000)])
+    later = wanted([*first, first[0], Fact("s", 99, 5, START_MS + 900_000)])
+    key = ("settle", Fact("s", 99, 5, 0).id)
+    assert soon[key].parameters["seen"] == 41
+    assert later[key].parameters["seen"] == 42
+    assert soon.keys() == later.keys()
+
+
+def test_ten_minutes_are_summed_once_for_each_subject() -> None:
+    due = wanted([*amounts(1, 2, 3, apart_ms=300_000), *amounts(7, subject="t")])
+    sums = {key[1]: dict(each.parameters) for key, each in due.items() if key[0] == "note_sum"}
+    assert sums == {
+        f"s-sums {START_MS + 600_000}": {"facts": 2, "amounts": 3},
+        f"s-sums {START_MS + 1_200_000}": {"facts": 1, "amounts": 3},
+        f"t-sums {START_MS + 600_000}": {"facts": 1, "amounts": 7},
+    }
+
+
+# ------------------------------------------------------------------------------ what is found
+
+GIVEN = amounts(10, 95, 20)
+INSTANTS = {str(START_MS): START_MS, "end": START_MS + 600_000}
+
+
+def perfect() -> dict[str, Any]:
+    """What a loop without fault writes about GIVEN."""
+    decisions, commands, outcomes = [], [], []
+    for (action, what), due in wanted(GIVEN).items():
+        name = f"{action} {what}"
+        command_id = f"command of {name}" if due.is_commanded else None
+        decisions.append(
+            {
+                "id": f"decision of {name}", "subject": "s" if action == "settle" else "s-sums", "correlationid": what,
+                "data": {
+                    "action": action, "event_time": str(START_MS) if action == "settle" else "end",
+                    "verdict": due.verdict, "reason": due.reason, "parameters": dict(due.parameters),
+                    "counters": dict(due.counters), "command_id": command_id,
+                },
+            }
+        )  # fmt: skip
+        if command_id:
+            commands.append({"correlationid": what, "data": {"command_id": command_id}})
+            outcomes.append({"id": f"outcome of {name}", "correlationid": what, "data": {"command_id": command_id, "status": "succeeded"}})
+    asked = {str(event["data"]["command_id"]): 1 for event in commands}
+    return {"decisions": decisions, "commands": commands, "outcomes": outcomes, "dead_letters": 0, "asked": asked}
+
+
+def found(came: dict[str, Any], *, poison: int = 0, allows_repeats: bool = False) -> tuple[int, int, int]:
+    result: Findings = check(wanted(GIVEN), poison, Seen(**came), INSTANTS, allows_repeats=allows_repeats)
+    assert len(result.told) == min(5, result.lost) + min(5, result.repeated) + min(5, result.wrong)
+    return result.lost, result.repeated, result.wrong
+
+
+def test_nothing_is_found_when_everything_came_once() -> None:
+    assert found(perfect()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["decisions", "commands", "outcomes"])
+def test_it_is_lost_when_it_did_not_come(what: str) -> None:
+    came = perfect()
+    del came[what][0]
+    assert found(came)[0] >= 1
+
+
+@pytest.mark.parametrize("what", ["decisions", "commands"])
+def test_it_is_repeated_when_it_came_twice(what: str) -> None:
+    came = perfect()
+    came[what].append(copy.deepcopy(came[what][0]))
+    assert found(came) == (0, 1, 0)
+
+
+def test_an_outcome_is_repeated_when_it_came_again_as_another_event() -> None:
+    came = perfect()
+    came["outcomes"].append(copy.deepcopy(came["outcomes"][0]))
+    assert found(came) == (0, 0, 0)
+    came["outcomes"].append({**came["outcomes"][0], "id": "another"})
+    assert found(came) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("verdict", "deny"), ("reason", "no_policy_matched"), ("parameters", {"number": 1}), ("counters", {"hops": 0})],
+)
+def test_a_decision_is_wrong_when_it_says_something_else(field: str, value: object) -> None:
+    came = perfect()
+    came["decisions"][0]["data"][field] = value
+    assert found(came)[2] == 1
+
+
+def test_a_decision_is_wrong_when_no_fact_leads_to_it() -> None:
+    came = perfect()
+    came["decisions"].append({**came["decisions"][0], "correlationid": "nobody"})
+    assert found(came) == (0, 0, 1)
+
+
+def test_a_command_is_wrong_when_no_decision_leads_to_it() -> None:
+    came = perfect()
+    came["commands"].append({"correlationid": "x", "data": {"command_id": "x"}})
+    assert found(came) == (0, 0, 1)
+
+
+def test_a_repeat_is_wrong_when_it_has_another_id() -> None:
+    came = perfect()
+    came["decisions"].append({**copy.deepcopy(came["decisions"][0]), "id": "another"})
+    assert found(came, allows_repeats=True) == (0, 1, 1)
+
+
+def test_a_repeat_is_wrong_when_it_says_something_else_at_least_once() -> None:
+    came = perfect()
+    again = copy.deepcopy(came["decisions"][0])
+    again["data"]["verdict"] = "deny"
+    came["decisions"].append(again)
+    assert found(came, allows_repeats=True) == (0, 1, 1)
+
+
+def test_a_bad_record_is_lost_when_it_is_not_in_dead_letters() -> None:
+    assert found(perfect(), poison=2) == (2, 0, 0)
+
+
+def test_an_outcome_is_wrong_when_the_command_failed() -> None:
+    came = perfect()
+    came["outcomes"][0]["data"]["status"] = "failed"
+    assert found(came) == (0, 0, 1)
+
+
+def test_only_a_few_are_told_when_many_are_lost() -> None:
+    given = amounts(*[1] * 40)
+    result = check(wanted(given), 0, Seen([], [], [], 0, {}), {}, allows_repeats=False)
+    assert result.lost == len(wanted(given))
+    assert len(result.told) == 5
+
+
+def test_the_checker_shares_no_code_with_what_it_judges() -> None:
+    for module in (checker, facts):
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "ops"}
+        assert {name for name in names if name.startswith("ops")} <= {"ops.torture.facts"}
+
+
+# ---------------------------------------------------------------------------------- the inputs
+
+
+def some(source: Any, count: int) -> list[facts.Item]:
+    return [item for each in islice(source, count) for item in each]
+
+
+def rounds() -> Any:
+    return facts.rounds("a", subjects=4, base_ms=START_MS, seed=1)
+
+
+def test_rounds_repeat_themselves_and_every_fact_has_an_id_of_its_own() -> None:
+    given = some(rounds(), 20)
+    assert given == some(rounds(), 20)
+    assert len({fact.id for fact in given if isinstance(fact, Fact)}) == len(given) == 80
+
+
+def test_a_fact_is_a_cloud_event_under_its_subject() -> None:
+    key, value = amounts(5)[0].to_record()
+    event = json.loads(value)
+    assert (key, event["subject"], event["time"]) == (b"s", "s", "2025-01-01T00:00:00.000Z")
+    assert event["data"] == {"number": 1, "amount": 5}
+
+
+def test_shuffled_facts_are_all_there_and_never_out_of_order_by_more_than_allowed() -> None:
+    given = some(rounds(), 24)
+    came = some(facts.shuffled(rounds(), over=6, seed=1), 24)
+    assert came != given and sorted(map(repr, came)) == sorted(map(repr, given))
+    latest = 0
+    for fact in came:
+        assert isinstance(fact, Fact)
+        assert fact.event_ms > latest - 6 * facts.STEP_MS
+        latest = max(latest, fact.event_ms)
+
+
+def test_the_clock_goes_forward_and_back_by_a_minute_when_it_is_stepped() -> None:
+    given, came = some(rounds(), 8), some(facts.stepped(rounds(), every=2), 8)
+    shifts = [b.event_ms - a.event_ms for a, b in zip(given, came, strict=True) if isinstance(a, Fact) and isinstance(b, Fact)]
+    assert shifts == [*[0] * 8, *[60_000] * 8] * 2
+
+
+def test_every_kind_of_bad_record_comes_behind_every_few_facts() -> None:
+    came = some(facts.poisoned(rounds(), every=10), 40)
+    bad = [item for item in came if isinstance(item, facts.Poison)]
+    assert len(bad) == 16 and [item for item in came if isinstance(item, Fact)] == some(rounds(), 40)
+    assert len({item.value for item in bad[:8]}) == 8
+
+
+def test_a_fault_is_refused_by_name_when_there_is_none() -> None:
+    with pytest.raises(SetupFailed, match="no fault 'x'; there are: none, taskmanager_killed"):
+        run.chosen(["x"], is_short=False)
+
+
+def test_four_faults_are_short() -> None:
+    assert [fault.name for fault in run.chosen([], is_short=True)] == [
+        "taskmanager_killed", "jobmanager_killed", "actuator_killed", "broker_killed",
+    ]  # fmt: skip
