@@ -112,6 +112,8 @@ def build(
     statements.add_insert_sql(
         "INSERT INTO dead_letters_sink SELECT dead_key, dead_letter FROM typed_facts WHERE dead_key IS NOT NULL"
     )
+    if settings.signed_facts == "required":
+        statements.add_insert_sql(_insert_replayed(settings.domain))
     for kind, situation in contract.situations.items():
         statements.add_insert_sql(_insert_situation(settings.domain, kind, situation))
     statements.add_insert_sql(_insert_late_facts(settings.domain))

@@ -116,8 +116,9 @@ def _package_license(package: Pinned) -> str | None:
     classifiers = [
         line.rsplit(" :: ", 1)[1] for line in told.get_all("Classifier") or () if line.startswith("License :: ") and line.count(" :: ") > 1
     ]
-    text = (told["License"] or "").strip()
-    return told["License-Expression"] or " AND ".join(classifiers) or (text if 0 < len(text) < 100 else None)
+    text = "".join(told.get_all("License") or ()).strip()
+    expression = "".join(told.get_all("License-Expression") or ())
+    return expression or " AND ".join(classifiers) or (text if 0 < len(text) < 100 else None)
 
 
 def _jar_license(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from tests.fuzz.parsers import PARSERS
 
 # The same examples every time: a failure here is one everywhere.
 DETERMINISTIC = settings(
-    max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
