@@ -353,6 +353,7 @@ def build_report(
         "dead_letter_causes": dict(sorted(seen.causes.items())),
         "situations": seen.situations,
         "proposals": seen.proposals,
+        "language_models": {"answered": len(seen.reasoned), "fell_back": len(seen.fell_back)},
         "decisions": {
             **{verdict: seen.verdicts.get(verdict, 0) for verdict in ("allow", "deny", "hold")},
             "by_reason": dict(sorted(seen.reasons.items())),
@@ -395,7 +396,9 @@ def _show_summary(report: dict[str, Any], console: Console) -> None:
     causes = ", ".join(f"{name} {count}" for name, count in report["dead_letter_causes"].items())
     table.add_row("facts", str(report["facts"]), f"{report['duplicates']} repeated")
     table.add_row("situations", str(report["situations"]), "")
-    table.add_row("proposals", str(report["proposals"]), "")
+    asked = report["language_models"]
+    by_models = f"{asked['answered']} by a language model, {asked['fell_back']} by somebody in its place"
+    table.add_row("proposals", str(report["proposals"]), by_models if any(asked.values()) else "")
     table.add_row("decisions", str(sum(decisions[v] for v in ("allow", "deny", "hold"))), reasons)
     table.add_row("commands", str(report["commands"]), actions)
     outcomes = report["outcomes"]

@@ -54,6 +54,9 @@ class Seen:
     # Outcomes seen before their command: topics are read side by side, in no order between them.
     early_outcomes: set[str] = field(default_factory=set)
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=8))
+    # Proposals decided about that a language model made, and that somebody else made in the place of one.
+    reasoned: set[str] = field(default_factory=set)
+    fell_back: set[str] = field(default_factory=set)
     # The command whose chain says most (most often round the loop, then the last): (hops, id).
     telling: tuple[int, str] | None = None
 
@@ -218,6 +221,10 @@ class Watch(threading.Thread):
                 seen.first_decision_at = time.monotonic()
             seen.verdicts[str(data.get("verdict"))] += 1
             seen.reasons[str(data.get("reason"))] += 1
+            if data.get("reasoned"):
+                seen.reasoned.add(str(event.get("causationid")))
+            if data.get("fallback"):
+                seen.fell_back.add(str(event.get("causationid")))
             seen.last_decision_ms = record.appended_ms
             seen.latest.append(event)
             if latency is not None:

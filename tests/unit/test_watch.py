@@ -49,6 +49,14 @@ def test_facts_are_counted_apart_from_repeats_and_ticks(broker: StandInBroker) -
     assert (seen.facts, seen.duplicates, seen.first_fact_ms) == (4, 1, 5)
 
 
+def test_what_a_language_model_proposed_is_counted_once_however_often_it_is_decided_about(broker: StandInBroker) -> None:
+    for proposal, told in (("p", {"reasoned": {"model": "m"}}), ("p", {"reasoned": {"model": "m"}}), ("q", {"fallback": "triage: budget"}), ("r", {})):
+        data = {"verdict": "hold", "reason": "approval_required", **told}
+        broker.put("machines.decisions", b"m", event("flyball.decision", causationid=proposal, data=data))
+    seen = watched(broker)
+    assert (seen.reasoned, seen.fell_back) == ({"p"}, {"q"})
+
+
 def test_latency_counts_from_the_fact_when_what_came_of_it_is_of_the_first_round(broker: StandInBroker) -> None:
     broker.put("machines.facts", b"m", event("machine.temperature_measured", id="f"), timestamp=1000)
     decided = {"verdict": "allow", "reason": "allowed_by_policy"}
