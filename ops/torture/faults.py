@@ -53,7 +53,10 @@ def _kill(process: psutil.Process) -> float:
 def killed(part: str) -> Play:
     def play(bed: Bed, name: str) -> Result:
         load = bed.start_load(bed.rounds(name))
-        return bed.finish(name, load, since=_kill(bed.process(part)))
+        process = bed.process(part)
+        at = _kill(process)
+        bed.wait_back(part, process.pid)
+        return bed.finish(name, load, since=at)
 
     return play
 
