@@ -7,8 +7,7 @@
 Every view of sql/<domain>/ sees one view per fact type (`machine_temperature_measured`, ...,
 `flyball_outcome`) with the columns of FACT_COLUMNS and the fact's own data fields. Every situation
 type of the contract is filled from the view that has its short name (`machines.reading_scored` ->
-`reading_scored`), which must give subject, cause_id, event_ms, correlation_id, hops and the data, and may give
-the fact's traceparent.
+`reading_scored`), which must give subject, cause_id, event_ms, correlation_id, traceparent, hops and the data.
 
 Order: rows of one subject stay in their partition's order from the source to the sinks; no exchange
 on another key comes before a log-order query (tests/flink reads the plan). Restart: at least once,
@@ -109,9 +108,7 @@ def build(
         "INSERT INTO dead_letters_sink SELECT dead_key, dead_letter FROM typed_facts WHERE dead_key IS NOT NULL"
     )
     for kind, situation in contract.situations.items():
-        view = kind.split(".", 1)[1]
-        is_traced = "traceparent" in t_env.from_path(view).get_schema().get_field_names()
-        statements.add_insert_sql(_insert_situation(settings.domain, kind, situation, is_traced=is_traced))
+        statements.add_insert_sql(_insert_situation(settings.domain, kind, situation))
     statements.add_insert_sql(_insert_late_facts(settings.domain))
     return statements
 
@@ -161,7 +158,7 @@ def _derived_id(cause_id: str, kind: str) -> str:
     return f"SUBSTRING(SHA256(CONCAT_WS('|', {cause_id}, '{NAME}', '{kind}', '0')), 1, 32)"
 
 
-def _insert_situation(domain: str, kind: str, situation: type[SituationData], *, is_traced: bool) -> str:
+def _insert_situation(domain: str, kind: str, situation: type[SituationData]) -> str:
     """One INSERT per situation type: the envelope around the columns of its view."""
     view = kind.split(".", 1)[1]
     instant = _instant("event_ms")
@@ -173,7 +170,7 @@ def _insert_situation(domain: str, kind: str, situation: type[SituationData], *,
         f" {_derived_id('cause_id', kind)},"
         f" '/flyball/{domain}/{NAME}', '{kind}', subject, {instant}, 'application/json',"
         f" '{schema_urn(domain, kind, situation.schema_version)}', correlation_id, cause_id,"
-        f" {'traceparent' if is_traced else 'CAST(NULL AS STRING)'}, hops, ROW({data}) FROM {view}"
+        f" traceparent, hops, ROW({data}) FROM {view}"
     )
 
 

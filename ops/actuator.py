@@ -125,6 +125,7 @@ def act(
         dataschema=schema_urn(domain, Outcome.event_type),
         correlation_id=str(event.get("correlationid") or event["id"]),
         causation_id=str(event["id"]),
+        traceparent=str(event["traceparent"]) if "traceparent" in event else None,
         hops=hops + 1,
         data={
             "event_time": format_time_ms(event_ms),

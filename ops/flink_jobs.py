@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -270,6 +271,37 @@ def restarts(home: Home, job_id: str) -> int:
     except httpx.HTTPError:
         return 0
     return int(found[0]["value"]) if found else 0
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """How much of the last second's time the job's most loaded task worked, and its most held back one waited: 0 to 1.
+
+    A task is back-pressured while those behind it take no more; the busiest task behind it is the bottleneck.
+    """
+
+    busy: float
+    back_pressured: float
+
+
+def pressure(home: Home, job_id: str) -> Pressure | None:
+    """Of a running job, by Flink's own metrics; None while there are none."""
+    port, found = rest_port(home), dict[str, float]()
+    try:
+        for vertex in cluster.get(port, f"/jobs/{job_id}")["vertices"]:
+            names = "busyTimeMsPerSecond,backPressuredTimeMsPerSecond"
+            path = f"/jobs/{job_id}/vertices/{vertex['id']}/subtasks/metrics?get={names}&agg=max"
+            for metric in cluster.get(port, path):
+                if math.isfinite(value := float(metric["max"])):
+                    found[metric["id"]] = max(value, found.get(metric["id"], 0.0))
+    except httpx.HTTPError:
+        return None
+    if not found:
+        return None
+    busy, back_pressured = (
+        min(1.0, found.get(name, 0.0) / 1000) for name in ("busyTimeMsPerSecond", "backPressuredTimeMsPerSecond")
+    )
+    return Pressure(round(busy, 2), round(back_pressured, 2))
 
 
 def open_calls(home: Home, domain: str) -> int:

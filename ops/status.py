@@ -1,4 +1,4 @@
-"""How the running instance is: processes, jobs, lag, last checkpoint."""
+"""How the running instance is: processes, jobs, how loaded they are, lag, last checkpoint."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def gather(home: Home) -> dict[str, Any]:
                 "last_checkpoint_age_s": age_s,
                 "last_checkpoint": job.last_checkpoint_path,
             }
+            if job.state == "RUNNING" and (pressure := flink_jobs.pressure(home, job.job_id)) is not None:
+                row |= {"busy": pressure.busy, "back_pressured": pressure.back_pressured}
             if job.state in ("FAILED", "RESTARTING", "FAILING"):
                 row["cause"] = flink_jobs.root_cause(home, job.job_id)
             found["jobs"].append(row)
@@ -82,7 +84,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(f"Kafka {found['bootstrap_servers']}   Flink {found['rest_url']}")
     for title, rows, columns in (
         ("processes", found["processes"], ("name", "pid", "is_ready", "restarts", "memory_mib")),
-        ("jobs", found["jobs"], ("name", "state", "restarts", "checkpoints_completed",
+        ("jobs", found["jobs"], ("name", "state", "busy", "back_pressured", "restarts", "checkpoints_completed",
                                  "last_checkpoint_age_s", "cause")),
     ):  # fmt: skip
         table = Table(title=title, box=None, title_justify="left")

@@ -64,6 +64,7 @@ SELECT
     subject,
     fact_id,
     correlation_id,
+    traceparent,
     hops,
     arrival,
     event_ms,

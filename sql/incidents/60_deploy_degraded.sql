@@ -15,6 +15,7 @@ SELECT
     cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     COALESCE(incident_id, cause_id) AS incident_id,
     deployed_node AS node,

@@ -8,7 +8,12 @@ SELECT
     subject,
     node,
     UNIX_TIMESTAMP(CAST(window_end AS STRING)) * 1000 AS event_ms,
-    MAX(CONCAT_WS(CHR(9), LPAD(CAST(event_ms AS STRING), 14, '0'), fact_id, metric, statistic, correlation_id)) AS last_row,
+    MAX(
+        CONCAT_WS(
+            CHR(9), LPAD(CAST(event_ms AS STRING), 14, '0'), fact_id, metric, statistic, correlation_id,
+            COALESCE(traceparent, '')
+        )
+    ) AS last_row,
     MAX(hops) AS hops,
     COUNT(*) AS measurements
 FROM SESSION(
@@ -22,6 +27,7 @@ SELECT
     SPLIT_INDEX(last_row, CHR(9), 1) AS cause_id,
     event_ms,
     SPLIT_INDEX(last_row, CHR(9), 4) AS correlation_id,
+    NULLIF(SPLIT_INDEX(last_row, CHR(9), 5), '') AS traceparent,
     hops,
     SPLIT_INDEX(last_row, CHR(9), 1) AS incident_id,
     node,

@@ -47,6 +47,7 @@ SELECT
     fact_id AS cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     completed_activity,
     done_action,

@@ -7,6 +7,7 @@ SELECT
     cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     amount,
     rating,

@@ -10,6 +10,7 @@ SELECT
     fact_id AS cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     worked_by,
     arrival
@@ -22,6 +23,7 @@ SELECT
     cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     one_resource,
     other_resource,
@@ -34,6 +36,7 @@ MATCH_RECOGNIZE (
         back_again.cause_id AS cause_id,
         back_again.event_ms AS event_ms,
         back_again.correlation_id AS correlation_id,
+        back_again.traceparent AS traceparent,
         back_again.hops AS hops,
         there.worked_by AS one_resource,
         back.worked_by AS other_resource,

@@ -10,6 +10,7 @@ SELECT
     fact_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     row_time
 FROM loan_activity_recorded
@@ -35,6 +36,7 @@ SELECT
     o.fact_id AS cause_id,
     o.event_ms + 864000000 AS event_ms,
     o.correlation_id,
+    o.traceparent,
     o.hops,
     CAST(10 AS BIGINT) AS waited_days
 FROM offers_sent AS o

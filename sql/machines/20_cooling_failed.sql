@@ -7,6 +7,7 @@ SELECT
     fact_id AS cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     command_id,
     detail

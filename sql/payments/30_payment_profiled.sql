@@ -27,6 +27,7 @@ SELECT
     subject,
     fact_id,
     correlation_id,
+    traceparent,
     hops,
     arrival,
     is_payment,

@@ -23,6 +23,7 @@ SELECT
     fact_id AS cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     transaction_id,
     terminal_id,

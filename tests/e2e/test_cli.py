@@ -36,7 +36,7 @@ def refused(said: Said, *told: str) -> None:
         assert text in flat, said.err
 
 
-def test_status_shows_processes_jobs_lag_and_checkpoints(machines: Loop, flyball: Flyball) -> None:
+def test_status_shows_processes_jobs_their_load_lag_and_checkpoints(machines: Loop, flyball: Flyball) -> None:
     found = json_of(flyball("status", "--json"))
     assert found["state"] == "ready"
     names = {p["name"] for p in found["processes"]}
@@ -46,6 +46,8 @@ def test_status_shows_processes_jobs_lag_and_checkpoints(machines: Loop, flyball
         assert jobs[f"machines.{name}"]["state"] == "RUNNING"
         assert jobs[f"machines.{name}"]["checkpoints_completed"] > 0
         assert jobs[f"machines.{name}"]["last_checkpoint"]
+        assert 0 <= jobs[f"machines.{name}"]["busy"] <= 1
+        assert 0 <= jobs[f"machines.{name}"]["back_pressured"] <= 1
     assert set(found["lag"]["machines"]) == {"context", "propose", "govern", "actuator"}
     text = flyball("status")
     assert text.code == 0

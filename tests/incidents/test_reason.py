@@ -10,6 +10,7 @@ import orjson
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.exchange import Concluded, Exchange
+from ops.world import NewFact
 from tests.loop import Loop
 from udfs.serde import write_event
 
@@ -70,6 +71,23 @@ def test_a_proposal_tells_what_was_asked_and_answered_and_the_exchange_is_kept(i
     assert decision["data"]["reasoned"]["prompt_id"] == "triage"
     assert proposal["traceparent"] == decision["traceparent"]
     assert "Lovelace" not in exchange["data"]["request"], "personal values do not leave"
+
+
+def test_a_facts_trace_runs_through_the_call_of_the_model_to_the_outcome(incidents: Loop) -> None:
+    subject, trace = "reason-traced", "0af7651916cd43dd8448eb211c80319c"
+    (alert,) = incidents.encode(NewFact("incident.alert_raised", subject, AT_MS, {"node": "web", "text": "slow"}, "alert"))
+    traced = orjson.loads(alert) | {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    incidents.send("facts", (subject, orjson.dumps(traced)))
+
+    (outcome,) = incidents.wait_for(
+        "the triage's outcome", lambda: incidents.events("outcomes", subject, action="triage_incident")
+    )
+    for noun in ("situations", "proposals", "decisions", "commands", "outcomes"):
+        told = [e.get("traceparent", "none") for e in incidents.events(noun, subject)]
+        assert {parent.split("-")[1] for parent in told if parent != "none"} == {trace}, (noun, told)
+        assert "none" not in told, (noun, told)
+    (proposal,) = incidents.events("proposals", subject, agent="triage")
+    assert outcome["traceparent"] == proposal["traceparent"] != traced["traceparent"], "the call's own span lies between"
 
 
 def test_each_situation_has_one_proposal_when_the_taskmanager_is_killed_with_calls_in_flight(incidents: Loop) -> None:

@@ -330,7 +330,3 @@ class Desk:
             call.troubles.append(f"{trouble[0]}: {trouble[1]}"[:300])
             call.level += 1
             heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))
-
-    def is_open(self, model: str, now_ms: int) -> bool:
-        return now_ms < self._open_until.get(model, 0)
-

@@ -11,6 +11,7 @@ WITH steps AS (
         fact_id,
         event_ms,
         correlation_id,
+        traceparent,
         hops,
         level_percent,
         level_percent
@@ -35,6 +36,7 @@ SELECT
     fact_id AS cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     level_percent,
     change_percent,

@@ -9,6 +9,7 @@ SELECT
     cause_id,
     event_ms,
     correlation_id,
+    traceparent,
     hops,
     first_percent,
     last_percent
@@ -20,6 +21,7 @@ MATCH_RECOGNIZE (
         LAST(fall.fact_id) AS cause_id,
         LAST(fall.event_ms) AS event_ms,
         LAST(fall.correlation_id) AS correlation_id,
+        LAST(fall.traceparent) AS traceparent,
         LAST(fall.hops) AS hops,
         start_row.level_percent AS first_percent,
         LAST(fall.level_percent) AS last_percent

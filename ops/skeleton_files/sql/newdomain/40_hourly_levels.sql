@@ -9,6 +9,7 @@ SELECT
     LAST_VALUE(fact_id) AS cause_id,
     UNIX_TIMESTAMP(CAST(window_end AS STRING)) * 1000 AS event_ms,
     LAST_VALUE(correlation_id) AS correlation_id,
+    NULLIF(LAST_VALUE(COALESCE(traceparent, '')), '') AS traceparent,
     MAX(hops) AS hops,
     COUNT(*) AS readings,
     AVG(level_percent) AS mean_percent,
