@@ -337,14 +337,13 @@ class Bed:
             self.look()
             time.sleep(0.1)
 
-    def first_after(self, load: Load, since: float) -> str:
-        """The fact sent after `since` that is decided first, awaited."""
+    def wait_for_decision(self, load: Load, since: float) -> None:
+        """Until a fact that was sent after `since` is decided."""
 
-        def first() -> str | None:
-            later = [fact for fact, at in list(load.sent_at.items()) if at > since and fact in self.tap.decided_at]
-            return min(later, key=self.tap.decided_at.__getitem__, default=None)
+        def is_decided() -> bool:
+            return any(at > since and fact in self.tap.decided_at for fact, at in list(load.sent_at.items()))
 
-        return self.wait_until(first, "a decision about a fact sent after the blow", timeout_s=RECOVERY_PATIENCE_S)
+        self.wait_until(is_decided, "a decision about a fact sent after the blow", timeout_s=RECOVERY_PATIENCE_S)
 
     def wait_back(self, part: str, pid: int) -> None:
         """Until another process than `pid` serves as `part` and all jobs run."""
@@ -375,16 +374,18 @@ class Bed:
         self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None,
     ) -> Result:  # fmt: skip
         """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything."""
-        first = None if since is None else self.first_after(load, since)
+        if since is not None:
+            self.wait_for_decision(load, time.monotonic())
         self.play_for(GOES_ON_S)
         load.end()
         ended = time.monotonic()
         result = self.conclude(name, load.sent, None, notes or {})
-        if since is not None and first is not None:
-            result.seconds_to_next_decision = checker.next_decision_s(
-                [at for at in self.tap.decided_at.values() if at < ended], since
-            )
-            result.notes["appended_after_s"] = self._appended_s(first, since)
+        if since is not None:
+            came = {at: chain for chain, at in self.tap.decided_at.items() if at < ended}
+            at = checker.next_decision_at(came, since)
+            if at is not None:
+                result.seconds_to_next_decision = at - since
+                result.notes["appended_after_s"] = self._appended_s(came[at], since)
         return result
 
     def conclude(self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any]) -> Result:

@@ -189,14 +189,14 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
     return found
 
 
-def next_decision_s(decided_at: Iterable[float], since: float) -> float | None:
-    """Seconds from a blow at `since` to the end of the longest silence after it; None when nothing came after it.
+def next_decision_at(decided_at: Iterable[float], since: float) -> float | None:
+    """When the longest silence after a blow at `since` ended; None when nothing came after it.
 
     Not simply to what came next: that may have been on its way when the blow fell, or come from a process that had not
     noticed yet.
     """
     times = [since, *sorted(at for at in decided_at if at > since)]
-    return max(((after - before, after - since) for before, after in pairwise(times)), default=(0.0, None))[1]
+    return max(((after - before, after) for before, after in pairwise(times)), default=(0.0, None))[1]
 
 
 def _compare(
