@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import confluent_kafka
+import httpx
 import orjson
 import psutil
 from rich.console import Console
@@ -336,15 +337,28 @@ class Bed:
             self.look()
             time.sleep(0.1)
 
-    def next_decision(self, load: Load, since: float) -> tuple[float, str]:
-        """Seconds from `since` to the first decision read about a fact that was sent after it; that fact's id."""
+    def wait_for_decision(self, load: Load, since: float) -> None:
+        """Until a fact that was sent after `since` is decided."""
 
-        def first() -> tuple[float, str] | None:
-            later = [fact for fact, at in list(load.sent_at.items()) if at > since]
-            return min(((self.tap.decided_at[fact] - since, fact) for fact in later if fact in self.tap.decided_at),
-                       default=None)  # fmt: skip
+        def is_decided() -> bool:
+            return any(at > since and fact in self.tap.decided_at for fact, at in list(load.sent_at.items()))
 
-        return self.wait_until(first, "the next decision", timeout_s=RECOVERY_PATIENCE_S)
+        self.wait_until(is_decided, "a decision about a fact sent after the blow", timeout_s=RECOVERY_PATIENCE_S)
+
+    def wait_back(self, part: str, pid: int) -> None:
+        """Until another process than `pid` serves as `part` and all jobs run."""
+
+        def is_back() -> bool:
+            processes: Any = self.home.read_state()["processes"]
+            if processes[part]["pid"] == pid or not processes[part]["is_ready"]:
+                return False
+            try:
+                jobs = flink_jobs.states(self.home, DOMAIN)
+            except httpx.HTTPError:
+                return False
+            return len(jobs) == len(flink_jobs.jobs_of(DOMAIN)) and all(job.state == "RUNNING" for job in jobs)
+
+        self.wait_until(is_back, f"{part} and the jobs to be back", timeout_s=RECOVERY_PATIENCE_S)
 
     def _appended_s(self, fact_id: str, since: float) -> dict[str, float]:
         """Seconds from `since` to the first append of what a fact led to, stage by stage: where the time went."""
@@ -360,12 +374,18 @@ class Bed:
         self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None,
     ) -> Result:  # fmt: skip
         """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything."""
-        seconds, first = (None, "") if since is None else self.next_decision(load, since)
+        if since is not None:
+            self.wait_for_decision(load, time.monotonic())
         self.play_for(GOES_ON_S)
         load.end()
-        result = self.conclude(name, load.sent, seconds, notes or {})
+        ended = time.monotonic()
+        result = self.conclude(name, load.sent, None, notes or {})
         if since is not None:
-            result.notes["appended_after_s"] = self._appended_s(first, since)
+            came = {at: chain for chain, at in self.tap.decided_at.items() if at < ended}
+            at = checker.next_decision_at(came, since)
+            if at is not None:
+                result.seconds_to_next_decision = at - since
+                result.notes["appended_after_s"] = self._appended_s(came[at], since)
         return result
 
     def conclude(self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any]) -> Result:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ops.torture.facts import Fact
@@ -186,6 +187,16 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
     elif seen.dead_letters > poison and not allows_repeats:
         found.object(f"{seen.dead_letters} dead letters for {poison} bad records")
     return found
+
+
+def next_decision_at(decided_at: Iterable[float], since: float) -> float | None:
+    """When the longest silence after a blow at `since` ended; None when nothing came after it.
+
+    Not simply to what came next: that may have been on its way when the blow fell, or come from a process that had not
+    noticed yet.
+    """
+    times = [since, *sorted(at for at in decided_at if at > since)]
+    return max(((after - before, after) for before, after in pairwise(times)), default=(0.0, None))[1]
 
 
 def _compare(

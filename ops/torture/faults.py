@@ -53,7 +53,10 @@ def _kill(process: psutil.Process) -> float:
 def killed(part: str) -> Play:
     def play(bed: Bed, name: str) -> Result:
         load = bed.start_load(bed.rounds(name))
-        return bed.finish(name, load, since=_kill(bed.process(part)))
+        process = bed.process(part)
+        at = _kill(process)
+        bed.wait_back(part, process.pid)
+        return bed.finish(name, load, since=at)
 
     return play
 
@@ -244,6 +247,8 @@ def slow_agent(bed: Bed, name: str) -> Result:
     model = bed.model
     assert model is not None
     load = bed.start_load(bed.rounds(name))
+    bed.play_for(2 * PLAYED_S)  # until the JVM is warm, or what is slow would be the beginning
+    measured_from = time.monotonic()
     bed.play_for(PLAYED_S)
     slow_at = time.monotonic()
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": SLOW_MS})
@@ -251,7 +256,8 @@ def slow_agent(bed: Bed, name: str) -> Result:
     open_calls = flink_jobs.open_calls(bed.home, DOMAIN)
     result = bed.finish(name, load, since=slow_at)
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": 50.0})
-    before, after = _latency_ms(bed, load, until=slow_at), _latency_ms(bed, load, since=slow_at)
+    before = _latency_ms(bed, load, since=measured_from, until=slow_at)
+    after = _latency_ms(bed, load, since=slow_at)
     result.notes |= {"neighbours_ms_before": before, "neighbours_ms": after, "calls_open_meanwhile": open_calls}
     if open_calls < 1:
         result.findings.object("no call was open meanwhile: nothing was tried")

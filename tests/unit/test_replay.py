@@ -16,6 +16,7 @@ from udfs.policy.audit import Bad, Line, entries
 from udfs.policy.govern import MAX_HOLDS, Governor
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replay import Remade, replay
+from udfs.policy.subject import SubjectState
 
 TABLE: list[dict[str, Any]] = YAML(typ="safe").load(
     (Path(__file__).parent.parent / "data" / "govern_truth_table.yaml").read_text()
@@ -36,6 +37,32 @@ def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
 def test_every_case_of_the_truth_table_comes_out_the_same_when_replayed(case: dict[str, Any]) -> None:
     assert all(again.is_same for again in remade(case, policies_of(case)))
+
+
+SAID_BESIDE = {
+    "reasoned": {
+        "prompt_id": "advise", "prompt_version": 1, "prompt_sha256": "0" * 64, "reply_sha256": "1" * 64,
+        "model": "scripted", "exchange_id": "call/1", "asked": 1, "tokens_in": 10, "tokens_out": 5, "cost": 0.25,
+        "latency_ms": 900,
+    },
+    "fallback": "its budget was spent",
+    "suspects": ["a", "b"],
+    "evidence": ["fact-1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [[name] for name in SAID_BESIDE] + [list(SAID_BESIDE)], ids="+".join)
+def test_a_decision_about_what_a_language_model_proposed_comes_out_the_same(said: list[str]) -> None:
+    case = {"policies": [{"id": "may"}]}
+    governor = Governor(contract_of(case), max_hops=6)
+    event = orjson.loads(cases.proposal("machines", "m-1", DEFAULTS, 0))
+    event["data"] |= {name: SAID_BESIDE[name] for name in said}
+    proposal = governor.read.proposal(b"m-1", orjson.dumps(event))
+    decided = governor.decide(SubjectState(), proposal, policies_of(case))
+    lines = [Line(0, n, b"m-1", each.decision) for n, each in enumerate(decided)]
+    (again,) = replay(governor, entries(lines, []), lines, [], {}, {-1: policies_of(case)})
+    assert again.is_same
+    assert {name: again.recorded["data"][name] for name in said} == {name: SAID_BESIDE[name] for name in said}
 
 
 def test_a_stricter_policy_shows_in_the_decisions_it_changes() -> None:

@@ -186,6 +186,14 @@ def test_only_a_few_are_told_when_many_are_lost() -> None:
     assert len(result.told) == 5
 
 
+@pytest.mark.parametrize(
+    ("decided_at", "at"),
+    [([8.0, 9.9], None), ([9.9, 17.0, 17.1], 17.0), ([10.1, 10.2, 17.0, 17.1], 17.0), ([10.5], 10.5)],
+)
+def test_the_next_decision_is_the_one_that_ends_the_longest_silence(decided_at: list[float], at: float | None) -> None:
+    assert checker.next_decision_at(decided_at, 10.0) == at
+
+
 def test_the_checker_shares_no_code_with_what_it_judges() -> None:
     for module in (checker, facts):
         tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))

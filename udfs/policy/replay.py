@@ -25,6 +25,9 @@ from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided, Place
 from udfs.wide_limits.core import as_grant
 
+# What a proposal may say beside its action, and its decision repeats (Writer.decision).
+_SAID_BESIDE = ("reasoned", "fallback", "suspects", "evidence")
+
 
 @dataclass(frozen=True)
 class Remade:
@@ -67,6 +70,7 @@ def proposal_in(decision: Mapping[str, Any]) -> Incoming:
                 "features": data["features"],
                 "features_at": features_at,
                 "model": data["model"],
+                **{name: data[name] for name in _SAID_BESIDE if name in data},
             }
         ),
         sha256=data["inputs"]["proposal_sha256"],
