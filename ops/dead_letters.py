@@ -469,10 +469,11 @@ def chain(found: Sequence[History], history: History) -> list[History]:
     for each in found:
         if each.before is not None:
             ahead[each.before].append(each)
-    first = history
-    while first.before is not None and first.before in by_id:
+    first, seen = history, {history.letter.id}
+    while first.before in by_id and first.before not in seen:  # letters somebody forged may go round
+        seen.add(first.before)
         first = by_id[first.before]
     line = [first]
     for each in line:
-        line.extend(ahead[each.letter.id])
+        line.extend(after for after in ahead[each.letter.id] if after not in line)
     return line

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from contracts.envelope import parse_time_ms
 from contracts.errors import BrokerUnavailable
 from ops import dead_letters, flink_jobs, kafka
-from ops.consume import Commands, Memory, Patience
+from ops.consume import Commands, Patience
 from ops.home import CHECKOUT, Home
 from ops.world import Done, Order
 from tests.loop import Loop, Said, proposal, reading
@@ -137,53 +138,69 @@ def test_the_readme_example_does_each_command_once_when_it_is_stopped_and_starte
     assert outcomes(broker, "example-") == ["example-1", "example-2", "example-3"]
 
 
+class Program(threading.Thread):
+    """Consumes on a thread of its own, as on a machine of its own: it does not know what another one did."""
+
+    def __init__(self, broker: str, memory: Path, done: queue.SimpleQueue[tuple[str, str]]) -> None:
+        super().__init__(name=memory.stem, daemon=True)
+        self._broker, self._memory, self._done = broker, memory, done
+        self.commands: Commands | None = None
+
+    def run(self) -> None:
+        refused: set[str] = set()
+
+        def cool(order: Order) -> Done:
+            if order.subject == "s-3" and order.command_id not in refused:
+                refused.add(order.command_id)
+                raise ConnectionError("once")
+            self._done.put((self.name, order.command_id))
+            return Done("succeeded")
+
+        with Commands.open(
+            NOBODY, {"activate_cooling": cool}, bootstrap_servers=self._broker, group="moving", memory=self._memory,
+            patience=Patience(attempts=3, retry_s=0.2),
+        ) as self.commands:  # fmt: skip
+            self.commands.run(signals=())
+
+    def stop(self) -> None:
+        assert self.commands is not None
+        self.commands.stop()
+        self.join(60)
+
+
 def test_each_command_is_done_once_when_a_second_program_joins_and_the_first_one_leaves(
     broker: str, command: Callable[[str, str], None], tmp_path: Path
 ) -> None:
-    """Each on a machine of its own: neither remembers what the other did."""
-    done: dict[str, list[str]] = {"first": [], "second": []}
-    refused: set[str] = set()
-    names = [f"moved-{n}" for n in range(60)]
+    said: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    sent: list[str] = []
+    done: list[tuple[str, str]] = []
 
-    def program(name: str) -> Commands:
-        def cool(order: Order) -> Done:
-            if order.command_id.startswith("moved-") and order.subject == "s-3" and order.command_id not in refused:
-                refused.add(order.command_id)
-                raise ConnectionError("once")
-            done[name].append(order.command_id)
-            return Done("succeeded")
+    def give(count: int) -> None:
+        for _ in range(count):
+            sent.append(f"moved-{len(sent)}")
+            command(sent[-1], f"s-{len(sent) % 6}")
 
-        return Commands(
-            NOBODY, {"activate_cooling": cool}, reader=kafka.member(broker, "moving"), writer=kafka.producer(broker, linger_ms=0),
-            memory=Memory(tmp_path / f"{name}.sqlite"), patience=Patience(attempts=3, retry_s=0.5),
-        )  # fmt: skip
+    def take(is_enough: Callable[[], bool]) -> None:
+        while not is_enough():
+            name, command_id = said.get(timeout=60)
+            if command_id.startswith("moved-"):
+                done.append((name, command_id))
 
-    def step_until(programs: list[Commands], is_there: Callable[[], object]) -> None:
-        until = time.monotonic() + 60
-        while not is_there():
-            assert time.monotonic() < until, done
-            for each in programs:
-                each.step()
-
-    def finished(count: int) -> Callable[[], bool]:
-        return lambda: len({*done["first"], *done["second"]} & {*names}) >= count
-
-    for n, name in enumerate(names[:30]):
-        command(name, f"s-{n % 6}")
-    first = program("first")
-    step_until([first], finished(20))
-    second = program("second")
-    for n, name in enumerate(names[30:]):
-        command(name, f"s-{n % 6}")
-    step_until([first, second], lambda: finished(60)() and second._parts)
-    first.close()
-    command("moved-60", "s-0")
-    names.append("moved-60")
-    step_until([second], finished(61))
-    second.close()
-    both = [name for name in done["first"] + done["second"] if name.startswith("moved-")]
-    assert sorted(both) == sorted(names)
-    assert outcomes(broker, "moved-") == sorted(names)
+    first, second = (Program(broker, tmp_path / f"{name}.sqlite", said) for name in ("first", "second"))
+    first.start()
+    give(30)
+    take(lambda: len(done) >= 20)
+    second.start()
+    while all(name == "first" for name, _ in done):
+        give(6)
+        take(lambda: len(done) >= len(sent) - 6)
+    first.stop()
+    give(12)
+    take(lambda: len({command_id for _, command_id in done}) == len(sent))
+    second.stop()
+    take(said.empty)
+    assert sorted(command_id for _, command_id in done) == sorted(sent)
+    assert outcomes(broker, "moved-") == sorted(sent)
 
 
 # --------------------------------------------------------------------------------------- redrive

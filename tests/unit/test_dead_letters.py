@@ -77,6 +77,12 @@ def test_a_letter_died_again_and_history_goes_on_when_there_is_one_about_where_i
         assert [each.letter.id for each in dead_letters.chain(found, history)] == [first_id, second_id, third_id]
 
 
+def test_a_history_ends_when_letters_that_cannot_be_name_each_other() -> None:
+    one, other = a_letter(1), a_letter(2)
+    found = histories([one, other, a_mark(one, 2), a_mark(other, 1)])
+    assert all(len(dead_letters.chain(found, history)) == 2 for history in found)
+
+
 def test_a_letter_is_listed_once_when_a_restarted_job_wrote_it_again() -> None:
     assert len(histories([a_letter(), a_letter()])) == 1
 
