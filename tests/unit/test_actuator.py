@@ -131,6 +131,14 @@ def test_a_command_is_refused_and_not_done_when_the_clock_steps_past_its_expiry(
     assert plant.orders == []
 
 
+def test_an_outcome_is_told_once_when_its_command_comes_twice_at_once(plant: Plant) -> None:
+    actuator = plant.start()
+    for _ in range(2):
+        plant.command(a_command("c-1"))
+    actuator.step()
+    assert len(plant.outcomes()) == len(plant.orders) == 1
+
+
 def test_nothing_is_done_again_when_a_command_comes_twice(plant: Plant) -> None:
     actuator = plant.start()
     for _ in range(2):
