@@ -450,7 +450,7 @@ class Commands:
         known = self._memory.outcome_of(order.command_id)
         if known is not None:
             outcome, is_reported = known
-            if not is_reported:
+            if not is_reported and order.command_id not in self._reported:
                 self._finish(record, order, outcome)
             return None
         handler = self._handlers.get(order.action, self._otherwise)
