@@ -266,6 +266,13 @@ def test_a_command_is_passed_by_when_its_action_is_another_programs(plant: Plant
     assert plant.broker.committed[COMMANDS] == 1
 
 
+def test_an_outcome_is_reported_once_when_a_command_stands_twice_in_what_was_read(plant: Plant) -> None:
+    plant.command("c")
+    plant.command("c")
+    plant.start().step()
+    assert (plant.tried, plant.outcomes()) == (["c"], [("c", "succeeded")])
+
+
 def test_a_callback_gets_outcomes_instead_of_the_topic_and_again_until_it_took_them(plant: Plant) -> None:
     told: list[tuple[str, str]] = []
     refusing = True
