@@ -266,10 +266,10 @@ def test_a_record_is_put_back_once_and_its_history_goes_on_until_it_is_accepted(
 # Kills itself in the middle of a redrive: argv is the broker, the letter's id and where.
 KILLED = """
 import os, signal, sys
-from ops import dead_letters, kafka
+from ops import dead_letters
 
 broker, letter_id, where = sys.argv[1:]
-writer = kafka.TransactionalWriter(broker, "machines-redrive")
+writer = dead_letters.transactional_writer(broker, "machines")
 send, commit, sends = writer.send, writer._writer.commit_transaction, []
 
 def die():
@@ -321,7 +321,7 @@ def test_a_record_is_put_back_once_when_the_command_is_killed_half_way(machines:
 def test_the_first_of_two_redrives_writes_nothing_more_when_the_second_has_begun(machines: Loop) -> None:
     places = machines.send("facts", ("fenced-1", b"{nope"), ("fenced-1", b"{nope"))
     first, second = (letter_about(machines, place) for place in places)
-    slow = kafka.TransactionalWriter(machines.bootstrap, "machines-redrive")
+    slow = dead_letters.transactional_writer(machines.bootstrap, "machines")
     assert [r.what for r in dead_letters.redrive(machines.bootstrap, "machines", [first], now_ms=0)] == ["redriven"]
     with pytest.raises(BrokerUnavailable, match="another process"):
         dead_letters.redrive(machines.bootstrap, "machines", [second], now_ms=0, writer=slow)
