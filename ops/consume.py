@@ -15,7 +15,7 @@ command, in this order, so that a crash anywhere repeats nothing that was finish
     5. SQLite: outcome stored, then reported, then marked as reported, then offset committed
 
 What waits is not committed: the committed offset stays before it, and the commit's metadata name what waits behind
-that offset, so that whoever takes the partition up, here or on another machine, tries again exactly what was not
+that offset, so that whoever takes the partition up, here or on another machine, tries again what was not
 finished (docs/decisions/0022). The README has an example; ops/actuator.py is another.
 """
 
@@ -33,7 +33,7 @@ from typing import Any, Self
 
 import orjson
 from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import CommitFailedError, RebalanceInProgressError
+from kafka.errors import CommitFailedError, KafkaTimeoutError, RebalanceInProgressError
 from kafka.structs import OffsetAndMetadata
 from pydantic import ValidationError
 
@@ -55,6 +55,10 @@ PASSING: tuple[type[Exception], ...] = (Retryable, ConnectionError, TimeoutError
 # Commands of a partition that may wait before its reading stops: their offsets must fit Kafka's 4 KB of metadata.
 MAX_WAITING = 200
 _LONGEST_WAIT_S = 3600.0
+# The client tries a commit again for so long; while partitions are dealt out anew only a poll lets it succeed.
+_COMMIT_MS = 1000
+# It throws a join away that a poll did not wait for to its end, and begins another.
+_JOIN_MS = 2000
 Report = Callable[[str, bytes], None]
 
 
@@ -313,6 +317,7 @@ class Commands:
         self._dead_letters = topic("dead-letters").of(domain)
         self._membership = _Membership()
         self._seen_changes = 0
+        self._had: set[TopicPartition] = set()  # partitions at work when they were last dealt out anew
         self._parts: dict[TopicPartition, _Partition] = {}
         self._committed: dict[TopicPartition, tuple[int, str]] = {}
         self._sent: list[Any] = []
@@ -374,10 +379,10 @@ class Commands:
         When it raises (the broker does not acknowledge, `report` raised), the next one begins where was committed.
         """
         found: dict[TopicPartition, list[kafka.Record]] = {}
-        for record in kafka.poll(self._reader, timeout_ms=50):
+        for record in kafka.poll(self._reader, timeout_ms=50 if self._membership.is_settled else _JOIN_MS):
             found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
         try:
-            self._follow_assignment()
+            self._follow_assignment(found)
             if not self._membership.is_settled:
                 return 0
             for place, records in found.items():
@@ -392,20 +397,34 @@ class Commands:
             raise
         return sum(map(len, found.values()))
 
-    def _follow_assignment(self) -> None:
-        """After each change begin anew, with what the last commits of the partitions say."""
+    def _follow_assignment(self, found: dict[TopicPartition, list[kafka.Record]]) -> None:
+        """After each change begin anew, where and with what the last commits of the partitions say.
+
+        In a partition that it keeps the client goes on where it stands, past what waited here: there it goes back, and
+        what was `found` beyond is left out.
+        """
         if self._membership.changes == self._seen_changes:
             return
+        had = set(self._parts) if self._seen_changes >= 0 else set()  # -1: gone back already
         self._seen_changes = self._membership.changes
         self._parts.clear()
         self._committed.clear()
         if not self._membership.is_settled:
+            self._had |= had
             return
+        had, self._had = had | self._had, set()
         for place in self._reader.assignment():
             committed = self._reader.committed(place, metadata=True)
             self._parts[place] = _Partition.committed(committed.metadata if committed else "")
+            stands_at = found[place][0].offset if place in found else self._reader.position(place)
             if committed:
                 self._committed[place] = committed.offset, committed.metadata
+                if stands_at != committed.offset:
+                    self._reader.seek(place, committed.offset)
+                    found.pop(place, None)
+            elif place in had:
+                self._reader.seek_to_beginning(place)
+                found.pop(place, None)
 
     def _rewind(self, found: Mapping[TopicPartition, Sequence[kafka.Record]]) -> None:
         """To where was committed, and to what came just now of partitions whose commits are not known yet."""
@@ -536,7 +555,8 @@ class Commands:
         if not changed:
             return
         try:
-            self._reader.commit({place: OffsetAndMetadata(*at, -1) for place, at in changed.items()})
-        except (CommitFailedError, RebalanceInProgressError):
-            return  # another member has the partitions, or they are dealt out anew: the next poll tells
+            offsets = {place: OffsetAndMetadata(*at, -1) for place, at in changed.items()}
+            self._reader.commit(offsets, timeout_ms=_COMMIT_MS)
+        except (CommitFailedError, KafkaTimeoutError, RebalanceInProgressError):
+            return  # another member has the partitions, they are dealt out anew, or the broker is slow: the next poll tells
         self._committed |= changed

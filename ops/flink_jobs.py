@@ -204,7 +204,7 @@ class Resubmission:
         )  # fmt: skip
         if answer.is_error:
             raise JobFailed(f"{self._domain}.{job} was not taken again: {last_cause(answer.text)}")
-        noted = checkpoints_folder(self._home, self._domain, job) / f"{plan.name}.json"
+        noted = checkpoints_folder(self._home, self._domain, job) / "operators" / f"{plan.name}.json"
         if noted.exists():  # what its operators mean, for whoever starts from its checkpoints
             shutil.copy(noted, noted.with_stem(new.hex()))
         return new.hex()

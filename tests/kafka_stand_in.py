@@ -142,7 +142,7 @@ class StandInConsumer:
                 self._positions[place] += len(batch)
         return found
 
-    def commit(self, offsets: dict[TopicPartition, Any]) -> None:
+    def commit(self, offsets: dict[TopicPartition, Any], timeout_ms: int | None = None) -> None:
         self._broker.committed |= {place: offset.offset for place, offset in offsets.items()}
         self._broker.committed_metadata |= {place: offset.metadata for place, offset in offsets.items()}
 
