@@ -182,7 +182,7 @@ def test_no_command_is_lost_and_no_program_does_one_twice_when_a_second_joins_an
 
     def take(is_enough: Callable[[], bool]) -> None:
         while not is_enough():
-            name, command_id = said.get(timeout=60)
+            name, command_id = said.get(timeout=150)
             if command_id.startswith("moved-"):
                 done.append((name, command_id))
 
