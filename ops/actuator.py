@@ -30,7 +30,7 @@ def main() -> None:
     with Commands.open(
         asked.domain, load_world(asked.domain).handlers(asked.seed),
         bootstrap_servers=str(home.read_state()["bootstrap_servers"]), group=f"{asked.domain}-actuator",
-        place=f"{asked.domain}-actuator",  # there is one a domain
+        is_alone=True,  # the supervisor starts one a domain
         memory=home.run / "actuators" / f"{asked.domain}.sqlite", otherwise=without_handler,
         patience=Patience(settings.command_attempts, settings.command_retry_s),
     ) as commands:  # fmt: skip

@@ -293,14 +293,15 @@ class Commands:
     `handlers`: one an action; it gives what it did, or raises. Commands of other actions are another program's and
     passed by, unless `otherwise` handles them. `report(subject, outcome)` gets each outcome event instead of
     `<domain>.outcomes`, at least once; when it raises, the command counts as done and not yet reported. What is no
-    command, and what was given up, goes to `<domain>.dead-letters`.
+    command, and what was given up, goes to `<domain>.dead-letters`. `is_alone`: whoever starts it sees to it that there is
+    one at a time; it takes every partition itself, and after a kill goes on without waiting for a group.
     """
 
     def __init__(
         self, domain: str, handlers: Mapping[str, Handler], *,
         reader: KafkaConsumer, writer: KafkaProducer, memory: Memory, report: Report | None = None,
         otherwise: Handler | None = None, patience: Patience = Patience(),
-        passing: tuple[type[Exception], ...] = PASSING,
+        passing: tuple[type[Exception], ...] = PASSING, is_alone: bool = False,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:  # fmt: skip
         self._domain = domain
@@ -323,24 +324,27 @@ class Commands:
         self._sent: list[Any] = []
         self._reported: list[str] = []
         self._is_stopping = False
-        reader.subscribe([topic("commands").of(domain)], listener=self._membership)
+        commands = topic("commands").of(domain)
+        if is_alone:
+            reader.assign(kafka.partitions(reader, [commands]))
+            self._membership.on_partitions_assigned(())
+        else:
+            reader.subscribe([commands], listener=self._membership)
 
     @classmethod
     def open(
         cls, domain: str, handlers: Mapping[str, Handler], *, bootstrap_servers: str, group: str,
-        memory: Path | str, name: str = "", place: str | None = None, **options: Any,
+        memory: Path | str, name: str = "", **options: Any,
     ) -> Self:  # fmt: skip
         """With a reader in the consumer group `group` and a file for what was done; `options` as above.
 
         A group that is new begins with the oldest command there is; expired ones are refused. On a secure broker
         (FLYBALL_SECRETS) it logs in as `<domain>.actuator`, or as the one that was added under `name`, and the group's
-        name must begin with `<domain>-actuator`. `place`: the name of a program that runs once; started again after
-        it was killed, it goes on at once, and not after the ten seconds that the group waits for the dead one.
-        Raises BrokerUnavailable.
+        name must begin with `<domain>-actuator`. Raises BrokerUnavailable.
         """
         who = principal(domain, "actuator", name)
         return cls(
-            domain, handlers, reader=kafka.member(bootstrap_servers, group, principal=who, place=place),
+            domain, handlers, reader=kafka.member(bootstrap_servers, group, principal=who),
             writer=kafka.producer(bootstrap_servers, principal=who, linger_ms=0), memory=Memory(Path(memory)), **options,
         )  # fmt: skip
 

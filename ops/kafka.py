@@ -73,13 +73,10 @@ def consumer(
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
-def member(
-    bootstrap_servers: str, group: str, *, principal: str | None = None, place: str | None = None
-) -> KafkaConsumer:
+def member(bootstrap_servers: str, group: str, *, principal: str | None = None) -> KafkaConsumer:
     """A reader of committed records in a consumer group, which commits by hand; a group begins with the oldest.
 
-    One that was killed is missed after ten seconds; with a `place` (a static member's id, unique in the group) whoever
-    comes with the same takes it up at once. It gives at most 50 records at once: they are handled before the
+    One that was killed is missed after ten seconds. It gives at most 50 records at once: they are handled before the
     next poll, which may be five minutes off.
     """
     try:
@@ -87,7 +84,6 @@ def member(
             bootstrap_servers=bootstrap_servers,
             **broker_access.kafka_python(principal),
             group_id=group,
-            group_instance_id=place,
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
