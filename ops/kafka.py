@@ -128,6 +128,23 @@ def create_topics(bootstrap_servers: str, domain: str) -> None:
         admin.close()
 
 
+def end_offsets(reader: KafkaConsumer, where: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offset behind the last record of each partition.
+
+    kafka-python 3.0.12 raises KeyError where a slow broker's answer lacks a partition: then it is asked again.
+    Raises BrokerUnavailable when that goes on for 30 s.
+    """
+    places, until = list(where), time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            found: dict[TopicPartition, int] = reader.end_offsets(places)
+            return found
+        except KeyError as missing:
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"no end of {missing} was told for {_PATIENCE_S:.0f} s") from None
+            time.sleep(0.2)
+
+
 def partitions(reader: KafkaConsumer, topics: list[str]) -> list[TopicPartition]:
     """Every partition of `topics`. Raises BrokerUnavailable when a topic is not there."""
     found = []
@@ -147,7 +164,7 @@ def read_all(bootstrap_servers: str, topics: list[str], *, role: str = "reader")
         where = partitions(reader, topics)
         reader.assign(where)
         reader.seek_to_beginning(*where)
-        ends = reader.end_offsets(where)
+        ends = end_offsets(reader, where)
         while any(reader.position(p) < ends[p] for p in where):
             yield from poll(reader, timeout_ms=200)
     finally:
@@ -359,7 +376,7 @@ class LagReader:
         found = {}
         for reader, names in self._readers.items():
             where = partitions(self._reader, [f"{self._domain}.{name}" for name in names])
-            ends = self._reader.end_offsets(where)
+            ends = end_offsets(self._reader, where)
             group = f"{self._domain}-{reader}"
             committed = self._admin.list_group_offsets(group).get(group, {})
             found[reader] = sum(

@@ -99,7 +99,7 @@ class Watch(threading.Thread):
             self._base = {}
         else:
             self._reader.seek_to_end(*places)
-            self._base = self._reader.end_offsets(self._counted)
+            self._base = kafka.end_offsets(self._reader, self._counted)
         for place in places:
             self._reader.position(place)
 
@@ -162,7 +162,7 @@ class Watch(threading.Thread):
         return decided._replace(done=done[0], done_ms=done[1])
 
     def _count(self) -> None:
-        ends: dict[TopicPartition, int] = self._reader.end_offsets(self._counted)
+        ends: dict[TopicPartition, int] = kafka.end_offsets(self._reader, self._counted)
         totals: Counter[str] = Counter()
         for place, end in ends.items():
             totals[self._short[place.topic]] += end - self._base.get(place, 0)

@@ -192,7 +192,7 @@ class Loop:
         before: list[dict[TopicPartition, int]] = []
 
         def is_calm() -> bool:
-            lags, ends = reader.lags(), ends_reader.end_offsets(where)
+            lags, ends = reader.lags(), kafka.end_offsets(ends_reader, where)
             is_still = not any(lags.values()) and before == [ends]
             before[:] = [ends]
             return is_still and all(self.log.positions.get(place, 0) >= end for place, end in ends.items())
