@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,6 @@ from ops.home import CHECKOUT, Home
 
 def bench_home() -> Home:
     return Home(CHECKOUT / ".flyball" / "bench")
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """FLYBALL_* for what is started inside; as it was before afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def prepared(home: Home) -> str:

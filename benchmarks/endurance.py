@@ -20,13 +20,13 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from benchmarks.bed import bench_home, environment, finish_load, load, reader, start_load, wait_until
+from benchmarks.bed import bench_home, finish_load, load, reader, start_load, wait_until
 from benchmarks.growth import state_bytes
 from contracts.decision import Decision
 from contracts.errors import JobFailed
 from contracts.topics import topic
 from ops import flink_jobs, instance, kafka
-from ops.home import CHECKOUT, Home
+from ops.home import CHECKOUT, Home, environment
 from ops.run import bring_up
 from ops.watch import percentiles
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from benchmarks.bed import (
     Arrivals,
     bench_home,
-    environment,
     load,
     policy_folder,
     prepared,
@@ -30,7 +29,7 @@ from benchmarks.rates import many_policies, publish
 from contracts.errors import JobFailed
 from contracts.topics import topic
 from ops import approvals, flink_jobs, instance, kafka, people, policies
-from ops.home import CHECKOUT, Home
+from ops.home import CHECKOUT, Home, environment
 from ops.run import bring_up
 from ops.watch import percentiles
 

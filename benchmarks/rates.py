@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.bed import (
     bench_home,
     count_committed,
-    environment,
     load,
     policy_folder,
     prepared,
@@ -18,7 +17,7 @@ from benchmarks.bed import (
 )
 from contracts.errors import JobFailed
 from ops import cluster, flink_jobs, instance, kafka, policies, replay
-from ops.home import Home
+from ops.home import Home, environment
 
 MANAGED_MIB = 2048
 HOLDS_ON = """\

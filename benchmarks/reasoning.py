@@ -14,14 +14,14 @@ import orjson
 import psutil
 from rich.console import Console
 
-from benchmarks.bed import Arrivals, bench_home, environment, load, prepared, start_load, wait_until
+from benchmarks.bed import Arrivals, bench_home, load, prepared, start_load, wait_until
 from contracts.domain import load_domain
 from contracts.envelope import derive_id
 from contracts.exchange import Concluded, Exchange
 from contracts.prompt import Prompt
 from contracts.topics import topic
 from ops import cluster, flink_jobs, instance, kafka
-from ops.home import CHECKOUT, Home
+from ops.home import CHECKOUT, Home, environment
 from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.run import bring_up

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.bed import bench_home, environment, load, policy_folder, prepared, wait_until
+from benchmarks.bed import bench_home, load, policy_folder, prepared, wait_until
 from benchmarks.rates import publish
 from contracts.decision import Decision
 from contracts.domain import load_domain
@@ -19,7 +19,7 @@ from contracts.errors import JobFailed
 from contracts.topics import topic
 from jobs.settings import ROOT, load_settings
 from ops import audit, cluster, flink_jobs, instance, kafka, shipped
-from ops.home import Home
+from ops.home import Home, environment
 from ops.player import Emitted, Emitter, read_file
 from ops.run import closing_tick_ms
 from ops.world import NewFact, load_world

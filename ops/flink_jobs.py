@@ -148,7 +148,7 @@ class Submission:
 
 
 class Resubmission:
-    """The jobs of a domain submitted once more as they were planned (jobs/environment.py keeps the plans).
+    """The jobs of a domain that are to run, submitted once more as they were planned (jobs/environment.py keeps the plans).
 
     Each goes on from its newest complete checkpoint under a new job id. No client plans anything, which on busy cores
     takes most of the time of a `Submission`. Raises FileNotFoundError when a job has no plan or no checkpoint.
@@ -159,7 +159,7 @@ class Resubmission:
         self._domain = domain
         self._plans: dict[str, Path] = {}
         checkpoints = latest_checkpoints(home, domain)
-        for job in jobs_of(domain):
+        for job in wanted(home)[domain].code:
             folder = cluster.folder(home) / "plans" / f"{domain}.{job}"
             kept = [path for path in folder.glob("*") if path.suffix != ".new"]
             if not kept or job not in checkpoints:

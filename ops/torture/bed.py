@@ -23,7 +23,7 @@ from contracts.errors import JobFailed, SetupFailed
 from contracts.topics import topic
 from ops import audit, flink_jobs, instance, kafka, replay
 from ops import run as runner
-from ops.home import CHECKOUT, Home
+from ops.home import CHECKOUT, Home, environment
 from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.ports import choose
@@ -43,21 +43,6 @@ CALM_CHECKS = 2
 APART_MS = 86_400_000
 STARTS_MS = 1_735_689_600_000
 CLOSING_MS = (600 + 120 + 1) * 1000
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """FLYBALL_* for what is started inside; as it was before afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class Tap(threading.Thread):

@@ -59,7 +59,11 @@ def home(tmp_path: Path, rest: HTTPServer) -> Home:
         (plans / OLD_ID).write_bytes(b"before" + bytes.fromhex(OLD_ID) + b"behind " + job.encode())
         for number in (1, 2):
             checkpoint(home, job, number)
+        operators = home.run / "flink" / "checkpoints" / f"{DOMAIN}.{job}" / "operators"
+        operators.mkdir()
+        (operators / f"{OLD_ID}.json").write_text(f'["what {job} keeps"]')
     home.write_state({"ports": {"rest": rest.server_address[1]}})
+    flink_jobs.want(home, DOMAIN, [], dict.fromkeys(JOBS, "flyball_1"))
     return home
 
 
@@ -77,6 +81,19 @@ def test_each_job_is_posted_once_under_a_new_id_when_it_is_submitted_again(home:
     for job in JOBS:
         (body,) = [body for body in Rest.taken if b"behind " + job.encode() in body]
         assert bytes.fromhex(ids[job]) in body and bytes.fromhex(OLD_ID) not in body
+
+
+def test_what_its_state_means_is_known_under_the_new_id_too(home: Home) -> None:
+    ids = Resubmission(home, DOMAIN).go().wait()
+    for job in JOBS:
+        noted = home.run / "flink" / "checkpoints" / f"{DOMAIN}.{job}" / "operators" / f"{ids[job]}.json"
+        assert noted.read_text() == f'["what {job} keeps"]'
+
+
+def test_a_job_that_is_being_upgraded_is_left_alone(home: Home) -> None:
+    flink_jobs.want(home, DOMAIN, [], {"context": "flyball_1", "propose": "flyball_1"})
+    assert set(Resubmission(home, DOMAIN).go().wait()) == {"context", "propose"}
+    assert not any(b"behind govern" in body for body in Rest.taken)
 
 
 def test_it_goes_on_from_the_newest_checkpoint_there_is_when_it_is_submitted(home: Home) -> None:

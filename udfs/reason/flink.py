@@ -54,7 +54,7 @@ DONE_STATE = MapStateDescriptor("done", Types.STRING(), Types.LONG())
 WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset/"
 # Ids of what was concluded are remembered this long (wall time): a situation that `context` repeats is not asked again.
-_REMEMBER = Time.days(7)
+DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(Time.days(7)).build())
 
 
 class Route(FlatMapFunction):
@@ -111,7 +111,6 @@ class Reason(KeyedBroadcastProcessFunction):
         self._llm = {agent.agent: agent for agent in listed if isinstance(agent, LlmAgent)}
         self._calls = runtime_context.get_map_state(CALLS_STATE)
         self._books = runtime_context.get_state(BOOKS_STATE)
-        DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(_REMEMBER).build())
         self._done = runtime_context.get_map_state(DONE_STATE)
         self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._desks: dict[str, Desk] = {}
