@@ -83,7 +83,7 @@ def _packages() -> Iterator[Component]:
     for package in read_requirements_lock():
         purl = PackageURL("pypi", None, package.name, package.version)
         files = ExternalReference(
-            type=ExternalReferenceType.DISTRIBUTION, url=XsUri(f"https://pypi.org/simple/{package.name}/"),
+            type=ExternalReferenceType.DISTRIBUTION, url=XsUri(str(purl)),
             comment="each hash is that of one file that may be installed",
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256) for sha256 in package.sha256],
         )  # fmt: skip
