@@ -76,7 +76,7 @@ PERSON_STEPS = 2
 QUIET_BEFORE_STEPS = 5
 # Wall time one answer of the loop is waited for, and after how many stories in a row that nobody
 # answered the world stops waiting: the loop is silent.
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 PATIENCE = 3
 ASKS = 2  # so often for one remedy
 NO_REMEDY = {TriageIncident.action, CloseIncident.action}

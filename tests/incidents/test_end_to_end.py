@@ -39,6 +39,10 @@ class System:
     def events(self, name: str, **data: object) -> list[dict[str, Any]]:
         return self.loop.events(name, self.subject, **data)
 
+    def fallbacks(self) -> list[str]:
+        """Why somebody else spoke in a model's place, for messages: the reply came too late, did not fit, ..."""
+        return [e["data"]["fallback"] for e in self.events("proposals") if e["data"].get("fallback")]
+
     def told(self, *stories: str) -> list[Fault]:
         chosen = [fault for fault in self.faults if fault.story in stories]
         assert chosen, f"{self.subject} tells none of {stories}"
@@ -130,7 +134,7 @@ def test_one_chain_leads_from_the_fact_to_the_closed_incident(healthy: System) -
 def test_after_two_remedies_that_do_not_help_a_person_is_paged(healthy: System) -> None:
     fault = healthy.told("lasting")[0]
     commands = [e["data"] for e in within(healthy.events("commands"), fault)]
-    assert sum(c["action"] in REMEDIES for c in commands) == 2
+    assert sum(c["action"] in REMEDIES for c in commands) == 2, healthy.fallbacks()
     assert [c["agent"] for c in commands if c["action"] == "page_person"] == ["page-rule"]
     assert len(within(healthy.events("situations", type_="incidents.remedy_failed"), fault)) == 2
 
@@ -154,7 +158,7 @@ def test_nothing_is_changed_on_the_word_of_an_alert(healthy: System) -> None:
 
 def test_every_proposal_of_a_model_tells_what_it_was_asked_and_cost(healthy: System) -> None:
     reasoned = [e["data"] for e in healthy.events("proposals") if e["data"].get("reasoned")]
-    assert {each["agent"] for each in reasoned} >= {"triage", "next-remedy"}
+    assert {each["agent"] for each in reasoned} >= {"triage", "next-remedy"}, healthy.fallbacks()
     exchanges = {f"{e['data']['call_id']}/{e['data']['turn']}": e["data"] for e in healthy.exchanges("flyball.exchange")}
     for each in reasoned:
         told = each["reasoned"]

@@ -128,7 +128,7 @@ def test_somebody_speaks_when_no_model_can_be_asked(agent: LlmAgent) -> None:
 
 @pytest.mark.parametrize("agent", MODELS, ids=lambda agent: agent.agent)
 def test_an_agent_that_asks_a_model_is_bounded_in_time_and_money(agent: LlmAgent) -> None:
-    assert agent.deadline_s <= 10
+    assert agent.deadline_s <= 30, "an incident does not wait longer for an opinion"
     assert agent.attempt_timeout_s < agent.deadline_s
     assert agent.budget.tokens_per_minute
     assert agent.budget.tokens_per_day
