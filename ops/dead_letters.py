@@ -4,6 +4,9 @@ A record is put back in one Kafka transaction with a `flyball.redriven` event un
 one transactional id a domain, which reads what was redriven only after it has fenced whoever had that id before. So
 a record is put back once, also when a command is killed anywhere, or two run at a time. Where it was put says how it
 ended: a dead letter about that place continues the history, and readers that are past it without one have accepted it.
+
+Every job, producer and actuator may write letters, the redriver what only some of them may write (proposals,
+outcomes): so what nobody corrected is put back only if the log holds that very record where its letter says it lay.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 from collections import defaultdict
@@ -47,6 +51,8 @@ _NEVER: Mapping[str, str] = {
     "prompts": _PUBLISH_ANEW.format("prompt"),
     "exchanges": "it is a model's reply: its agent has asked again or fallen back",
 }
+# As contracts/envelope.py `derive_id` makes them; they name files, too.
+_ID = re.compile(r"[0-9a-f]{32}")
 State = Literal["dead", "redriven", "accepted", "dead_again"]
 Mark = tuple[str, str]
 
@@ -65,11 +71,11 @@ class Letter:
 
     @cached_property
     def key(self) -> bytes | None:
-        return None if self.data.key_base64 is None else base64.b64decode(self.data.key_base64)
+        return None if self.data.key_base64 is None else base64.b64decode(self.data.key_base64, validate=True)
 
     @cached_property
     def value(self) -> bytes | None:
-        return None if self.data.value_base64 is None else base64.b64decode(self.data.value_base64)
+        return None if self.data.value_base64 is None else base64.b64decode(self.data.value_base64, validate=True)
 
     @property
     def mark(self) -> Mark:
@@ -145,10 +151,11 @@ def histories(values: Iterable[bytes | None]) -> list[History]:
             if event["type"] == Redriven.event_type:
                 redriven = Redriven.model_validate_json(data)
                 marks[(event["subject"], redriven.refused_sha256)] = redriven, event["time"], event["causationid"]
-            elif event["type"] == DeadLetter.event_type:
+            elif event["type"] == DeadLetter.event_type and _ID.fullmatch(event["id"]):
                 letter = Letter(event["id"], event["time"], DeadLetter.model_validate_json(data))
+                parse_time_ms(letter.at), letter.key  # both as they must be
                 letters.setdefault((letter.id, letter.mark), letter)
-        except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError):
+        except (ValidationError, KeyError, TypeError, ValueError):  # whoever may write letters may write nonsense
             continue
     put_at = {f"{put.topic}/{put.partition}/{put.offset}": (cause, put.attempt) for put, _, cause in marks.values()}
     died_at: dict[str, str] = {}
@@ -356,9 +363,11 @@ def transactional_writer(bootstrap_servers: str, domain: str) -> kafka.Transacti
 def redrive(
     bootstrap_servers: str, domain: str, chosen: Sequence[History], *, corrected: Mapping[str, bytes] | None = None,
     is_dry: bool = False, now_ms: int, writer: kafka.TransactionalWriter | None = None,
-    on_progress: Callable[[int], None] = lambda _: None,
+    originals: kafka.RecordsAt | None = None, on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[Result]:  # fmt: skip
     """Put the records of the chosen letters back; what came of each, in their order.
+
+    What was not corrected goes back with the headers it had.
 
     `corrected`: letter id -> record, for every chosen letter; None: as they were. Raises BrokerUnavailable, also when
     another redrive of the domain has taken over; then what this one has not committed is not there.
@@ -387,12 +396,14 @@ def redrive(
             todo.append(put)
     if todo:
         writer = writer or transactional_writer(bootstrap_servers, domain)
+        originals = originals or kafka.RecordsAt(bootstrap_servers, domain)
         try:
-            for result in _put_back(bootstrap_servers, domain, todo, writer, now_ms):
+            for result in _put_back(bootstrap_servers, domain, todo, writer, originals, now_ms):
                 results[result.letter_id] = result
                 on_progress(len(results))
         finally:
             writer.close()
+            originals.close()
     return [results[history.letter.id] for history in chosen]
 
 
@@ -412,13 +423,26 @@ def _foreseen(put: Put, domain: str, judge: Mapping[str, Judge]) -> str:
     return ""
 
 
+def _original(put: Put, originals: kafka.RecordsAt) -> kafka.Record:
+    """The record as the log holds it. Raises SetupFailed when it does not, or another: then anybody may have made it up."""
+    data = put.letter.data
+    found = originals.get(data.topic, data.partition, data.offset)
+    if found is None:
+        raise SetupFailed("its record has left the log, so nobody can tell that it was there: 'dead-letters show', and 'emit' it as a fact")
+    if (found.key, found.value) != (put.key, put.value):
+        raise SetupFailed(f"the record at {put.letter.place} is another: the letter is forged")
+    return found
+
+
 def _put_back(
-    bootstrap_servers: str, domain: str, todo: Sequence[Put], writer: kafka.TransactionalWriter, now_ms: int
-) -> Iterator[Result]:
+    bootstrap_servers: str, domain: str, todo: Sequence[Put], writer: kafka.TransactionalWriter, originals: kafka.RecordsAt,
+    now_ms: int,
+) -> Iterator[Result]:  # fmt: skip
     """In transactions of records with their marks; `writer` has fenced every other, so the marks read here are all."""
     done = {h.letter.mark: h.redriven for h in read(bootstrap_servers, domain) if h.redriven is not None}
     for start in range(0, len(todo), _BATCH):
         batch: dict[Mark, Put] = {}
+        headers: dict[Mark, list[tuple[str, str | bytes]]] = {}
         for put in todo[start : start + _BATCH]:
             mark = put.letter.mark
             if mark in done:
@@ -426,13 +450,19 @@ def _put_back(
             elif mark in batch:
                 yield Result(put.letter.id, "skipped", f"the same record as of {batch[mark].letter.id}")
             else:
+                try:
+                    kept = () if put.is_edited else _original(put, originals).headers
+                except SetupFailed as error:
+                    yield Result(put.letter.id, "refused", str(error))
+                    continue
                 batch[mark] = put
+                headers[mark] = [each for each in kept if each[0] not in (LETTER_HEADER, ATTEMPT_HEADER)]
+                headers[mark] += [(LETTER_HEADER, put.letter.id), (ATTEMPT_HEADER, str(put.attempt))]
         if not batch:
             continue
         with writer.transaction():
-            for put in batch.values():
-                headers = {LETTER_HEADER: put.letter.id, ATTEMPT_HEADER: str(put.attempt)}
-                writer.send(put.topic, put.key, put.value, partition=put.partition, headers=headers)
+            for mark, put in batch.items():
+                writer.send(put.topic, put.key, put.value, partition=put.partition, headers=headers[mark])
             places = writer.flush()
             for put, (partition, offset) in zip(batch.values(), places, strict=True):
                 done[put.letter.mark] = redriven = Redriven(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,7 @@ class Record:
     appended_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def producer(bootstrap_servers: str, *, principal: str | None = None, linger_ms: int = 5) -> KafkaProducer:
@@ -174,7 +175,36 @@ def read_all(bootstrap_servers: str, topics: list[str], *, role: str = "reader")
 def poll(reader: KafkaConsumer, *, timeout_ms: int) -> Iterator[Record]:
     for batch in reader.poll(timeout_ms=timeout_ms).values():
         for r in batch:
-            yield Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
+            yield Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
+
+
+class RecordsAt:
+    """Single committed records of one domain by their place; quick for places asked in the order of the log."""
+
+    def __init__(self, bootstrap_servers: str, domain: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._reader = consumer(bootstrap_servers, principal=access.principal(domain, "reader"))
+        self._ahead: dict[tuple[str, int, int], Record] = {}
+
+    def get(self, topic: str, partition: int, offset: int) -> Record | None:
+        """The record, or None when the log does not hold it (any more). Raises BrokerUnavailable."""
+        if (record := self._ahead.get((topic, partition, offset))) is not None:
+            return record
+        where = TopicPartition(topic, partition)
+        if partition not in (self._reader.partitions_for_topic(topic) or ()) or not 0 <= offset < end_offsets(self._reader, [where])[where]:
+            return None
+        self._reader.assign([where])
+        self._reader.seek(where, offset)
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            self._ahead = {(r.topic, r.partition, r.offset): r for r in poll(self._reader, timeout_ms=200)}
+            if self._ahead or self._reader.position(where) > offset:  # where it is gone, what came is behind it
+                return self._ahead.get((topic, partition, offset))
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"{topic}/{partition} at {self._bootstrap_servers}: nothing came from offset {offset}")
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class BulkReader:
@@ -294,7 +324,7 @@ class TransactionalWriter:
 
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, *, partition: int | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Sequence[tuple[str, str | bytes]] = (),
     ) -> None:  # fmt: skip
         """Hand over one record; `flush` tells where it lies."""
         place = len(self._acknowledged)
@@ -307,7 +337,7 @@ class TransactionalWriter:
                 self._acknowledged[place] = int(message.partition() or 0), int(message.offset() or 0)
 
         self._writer.produce(
-            topic, key=key, value=value, headers=list((headers or {}).items()), on_delivery=delivered,
+            topic, key=key, value=value, headers=list(headers), on_delivery=delivered,
             partition=-1 if partition is None else partition,
         )  # fmt: skip
 

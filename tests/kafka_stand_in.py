@@ -22,6 +22,7 @@ class StoredRecord:
     key: bytes | None
     value: bytes | None
     timestamp: int = 0
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 @dataclass

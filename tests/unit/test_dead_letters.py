@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -12,8 +14,9 @@ import pytest
 from contracts.dead_letter import Redriven
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput, SetupFailed
-from ops import dead_letters
+from ops import dead_letters, kafka
 from ops.dead_letters import History, choose, corrected_lines, edit, histories, judges, plan
+from tests.kafka_stand_in import StandInBroker, StandInConsumer
 from udfs.serde import MAX_KEPT_BYTES, dead_letter, write_event
 
 NOW_MS = parse_time_ms("2026-01-01T12:00:00Z")
@@ -240,3 +243,95 @@ def test_a_dry_run_tells_which_record_would_be_refused_again_and_writes_nothing(
     bad, good = dead_letters.redrive("nowhere", "machines", chosen, is_dry=True, now_ms=NOW_MS)
     assert (bad.what, good.what, good.why) == ("would_redrive", "would_redrive", "")
     assert bad.why.startswith("it would be refused again: not_json")
+
+
+# ------------------------------------------------------------------------- who writes letters may lie
+
+
+def forged(**changes: Any) -> bytes:
+    event = orjson.loads(a_letter())
+    event["data"] |= changes.pop("data", {})
+    return orjson.dumps(event | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"value_base64": "abc"}}, {"data": {"key_base64": "%%%%"}}, {"time": "yesterday"}, {"id": 7},
+        {"id": "../../up"}, {"id": "/etc/passwd"},
+    ],
+)  # fmt: skip
+def test_a_letter_that_no_stage_can_have_written_is_left_out_when_letters_are_read(changes: dict[str, Any]) -> None:
+    assert [history.letter.place for history in histories([forged(**changes), a_letter(1)])] == ["machines.facts/0/1"]
+
+
+class StandInWriter:
+    """A transactional writer on the stand-in; what it sent, with headers."""
+
+    def __init__(self, broker: StandInBroker) -> None:
+        self._broker, self.sent, self._places = broker, list[tuple[str, dict[str, Any]]](), list[tuple[int, int]]()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        yield
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, *, partition: int | None = None,
+        headers: Sequence[tuple[str, str | bytes]] = (),
+    ) -> None:  # fmt: skip
+        self.sent.append((topic, dict(headers)))
+        self._places.append((0, self._broker.put(topic, key, value).offset))
+
+    def flush(self) -> list[tuple[int, int]]:
+        places, self._places = self._places, []
+        return places
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
+    found = StandInBroker()
+    monkeypatch.setattr(kafka, "consumer", lambda *_, **__: StandInConsumer(found))
+    return found
+
+
+def redriven(broker: StandInBroker, letter: bytes, **options: Any) -> tuple[dead_letters.Result, StandInWriter]:
+    writer = StandInWriter(broker)
+    (result,) = dead_letters.redrive("nowhere", "machines", histories([letter]), now_ms=NOW_MS, writer=cast(Any, writer), **options)
+    return result, writer
+
+
+def test_a_record_goes_back_with_the_headers_it_had_when_the_log_holds_it(broker: StandInBroker) -> None:
+    broker.put("machines.facts", b"m-0", b"another")
+    broker.put("machines.facts", b"m-1", b"{nope").headers = [("traceparent", b"00-1-2-01"), ("flyball-attempt", b"7")]
+    result, writer = redriven(broker, a_letter(1))
+    assert (result.what, result.place) == ("redriven", "machines.facts/0/2")
+    assert writer.sent[0] == (
+        "machines.facts", {"traceparent": b"00-1-2-01", "flyball-dead-letter": result.letter_id, "flyball-attempt": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("letter", "why"),
+    [
+        (a_letter(0, value=b'{"type":"flyball.proposal"}', topic="machines.proposals"), "left the log"),
+        (a_letter(0, value=b"made up"), "forged"),
+        (a_letter(0, key=b"m-2"), "forged"),
+        (a_letter(9), "left the log"),
+    ],
+)
+def test_nothing_is_put_back_when_the_log_does_not_hold_what_the_letter_says(
+    broker: StandInBroker, letter: bytes, why: str
+) -> None:
+    broker.put("machines.facts", b"m-1", b"{nope")
+    result, writer = redriven(broker, letter)
+    assert (result.what, writer.sent) == ("refused", [])
+    assert why in result.why
+
+
+def test_a_corrected_record_is_put_back_when_its_original_has_left_the_log(broker: StandInBroker) -> None:
+    (history,) = histories([a_letter(9)])
+    result, _ = redriven(broker, a_letter(9), corrected={history.letter.id: orjson.dumps(GOOD)})
+    assert result.what == "redriven"
