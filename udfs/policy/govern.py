@@ -22,6 +22,8 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     5. policies: none matched            -> deny   no_policy_matched
                  a matching forbid       -> deny   forbidden_by_policy
                  one cannot be evaluated -> hold   policy_error
+                 not_by names what it does
+                 not tell                -> deny   policy_error
                  a matching hold         -> hold   held_by_policy, approval_required
     6. limits, of what was allowed       -> deny   rate_limit
                                                    budget_limit
@@ -153,6 +155,9 @@ class Governor:
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id = None
+        if ruling.verdict == "hold" and (unknown := self._unknown(proposal, ruling)):
+            told = f"nobody can tell who may not approve it: it does not tell {', '.join(unknown)} (not_by); {ruling.told}"
+            ruling = ruling._replace(verdict="deny", reason=Reason.POLICY_ERROR, told=told)
         if ruling.verdict == "hold" and len(state.holds) >= self._max_holds:
             told = f"{len(state.holds)} actions wait for people already; {ruling.told}"
             ruling = ruling._replace(verdict="deny", reason=Reason.HOLD_LIMIT, told=told)
@@ -182,6 +187,17 @@ class Governor:
         return Decided(
             decision, self._write.command(proposal, ruling, decision_id=decision_id, command_id=command_id)
         )
+
+    def _unknown(self, proposal: Incoming, ruling: Ruling) -> list[str]:
+        """What `not_by` names and the proposal does not tell. (Null is told: it is nobody.)"""
+        assert ruling.judgement is not None  # only policies hold
+        told = {self._features[proposal.data.situation_type].get(name) for name in proposal.data.features}
+        parameters = self._contract.actions[ruling.action].model_fields
+        told |= {
+            variable for name, variable in self._parameters[ruling.action].items()
+            if name in ruling.parameters or not parameters[name].is_required()
+        }  # fmt: skip
+        return sorted({name for *_, terms in ruling.judgement.asks for name in terms.not_by if name not in told})
 
     def _claim(
         self, state: SubjectState, proposal: Incoming, ruling: Ruling, decision_id: str, command_id: str | None
