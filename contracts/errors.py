@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class FlyballError(Exception):
@@ -145,3 +146,12 @@ class PolicyRefused(Terminal):
 
 class Programming(FlyballError):
     """A broken invariant inside Flyball."""
+
+
+def named(error: BaseException) -> str:
+    """Kind and place of an error nobody foresaw, without its message: that may hold a record's data."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = "" if at is None else f" in {Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}"
+    return f"{type(error).__name__}{place}"

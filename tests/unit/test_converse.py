@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import orjson
 import pytest
+import tenacity
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from contracts.domain import load_domain
+from contracts.envelope import parse_time_ms
 from contracts.exchange import Exchange
 from contracts.prompt import Prompt
 from contracts.topics import MAX_RECORD_BYTES
 from ops.model_rules import Rule
 from ops.model_server import Behaviour, ModelServer, running
+from tests import asking
 from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
-from udfs.reason.converse import Question, Result, converse
+from udfs.reason.converse import Question, Result, _retry_after_s, converse
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.spans import Spans, child_of, parent_of
 
@@ -156,10 +162,27 @@ def test_a_server_that_asks_for_more_time_than_there_is_is_given_up_at_once() ->
     assert (result.why, result.explanation) == ("failed", "m: HTTP 429")
 
 
+@pytest.mark.parametrize(
+    ("told", "asked_s"),
+    [
+        ("7", 7.0), ("Thu, 01 Jan 2026 00:00:30 GMT", 30.0), ("Thu, 01 Jan 2026 00:00:30 -0000", 30.0),
+        ("Wed, 31 Dec 2025 23:00:00 GMT", 0.0), ("soon", None), ("", None), ("Thu, 99 Jan 2026 00:00:30 GMT", None),
+    ],
+)  # fmt: skip
+def test_a_server_may_ask_for_seconds_or_name_a_date(told: str, asked_s: float | None) -> None:
+    request = httpx2.Request("POST", "http://127.0.0.1/v1/chat/completions")
+    state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
+    answer = httpx2.Response(429, request=request, headers={"Retry-After": told})
+    state.set_exception((openai.RateLimitError, openai.RateLimitError("m", response=answer, body=None), None))  # type: ignore[arg-type]
+    assert _retry_after_s(state, parse_time_ms("2026-01-01T00:00:00Z")) == asked_s
+
+
 def test_a_call_past_its_deadline_is_cancelled_at_the_server() -> None:
     with running(Behaviour(latency_ms=60_000)) as server:
         result = ask(server, Kept(), within_s=0.5)
         assert result.why == "deadline"
+        assert result.taken.tokens_in > 100 and result.taken.tokens_out == agent().max_tokens  # it may be billed
+        assert result.taken.cost == pytest.approx((result.taken.tokens_in * 2 + result.taken.tokens_out * 10) / 1e6)
         deadline = time.monotonic() + 10
         while server.stats()["cancelled"] != 1:
             assert time.monotonic() < deadline, f"expected the server to see it leave: {server.stats()}"
@@ -172,6 +195,7 @@ def test_an_attempt_that_hangs_is_a_time_out_and_tried_again() -> None:
         result = ask(server, Kept(), attempts=2, attempt_timeout_s=1.0)
         assert server.stats()["requests"] == 2
     assert (result.why, result.taken.retries, result.taken.timeouts) == ("failed", 1, 1)
+    assert result.taken.tokens_out == 2 * agent().max_tokens
 
 
 def test_a_server_that_is_not_there_is_a_failure_not_a_crash() -> None:
@@ -179,7 +203,7 @@ def test_a_server_that_is_not_there_is_a_failure_not_a_crash() -> None:
         pass
     result = ask(server, Kept(), attempts=2)
     assert (result.why, result.explanation) == ("failed", "m: no connection")
-    assert result.taken.timeouts == 0
+    assert (result.taken.timeouts, result.taken.tokens_in, result.taken.cost) == (0, 0, 0.0)
 
 
 def test_look_ups_are_made_recorded_and_bounded() -> None:
@@ -192,6 +216,28 @@ def test_look_ups_are_made_recorded_and_bounded() -> None:
     assert result.reply is not None
     assert [(turn, kind) for turn, kind, _ in kept.kinds] == [(0, "model"), (1, "tool"), (2, "model")]
     assert kept.recorded["call-1", 1].exchange.reply.startswith("refused (")  # there is no such database
+
+
+def test_a_look_ups_answer_is_recorded_as_it_leaves_with_placeholders(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
+        ledger.execute("CREATE TABLE deploys (who TEXT)")
+        ledger.execute("INSERT INTO deploys VALUES ('ADA lovelace')")
+    tool = {"kind": "sql", "name": "who", "description": "d", "database": "ledger.sqlite", "query": "SELECT who FROM deploys"}
+    question = Question(
+        "call-1", asking.agent(tools=[tool]), asking.PROMPT, asking.symptom(), 0, "m", (0, 0), int(time.time() * 1000) + 20_000,
+        home=str(tmp_path),
+    )  # fmt: skip
+    kept = Kept()
+
+    async def talk(url: str) -> None:
+        async with openai.AsyncOpenAI(api_key="k", base_url=url, max_retries=0) as client:
+            await converse(question, client, kept, asking.CONTRACT, SPANS)
+
+    with running(Behaviour(latency_ms=0), [rule(tool={"name": "who", "arguments": {}}), rule(reply=GOOD)]) as server:
+        asyncio.run(talk(server.base_url))
+    told = kept.recorded["call-1", 1].exchange.reply
+    assert "[[deployed_by." in told
+    assert "lovelace" not in " ".join(r.exchange.model_dump_json() for r in kept.recorded.values()).casefold()
 
 
 def test_spans_tell_of_each_call_in_the_trace_of_its_fact(monkeypatch: pytest.MonkeyPatch) -> None:

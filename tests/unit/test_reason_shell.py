@@ -21,7 +21,7 @@ from ops.model_rules import Rule
 from ops.model_server import Behaviour, ModelServer, running
 from tests.confluent_stand_in import StandInTopic
 from tests.unit.test_govern_shell import Runtime
-from udfs.reason import recorded
+from udfs.reason import caller, recorded
 from udfs.reason.flink import Reason
 from udfs.reason.recorded import digest
 from udfs.serde import write_event
@@ -332,6 +332,22 @@ def test_a_broker_that_is_away_fails_the_job_with_that_cause(log: StandInTopic, 
         reason.read(situation("s-1"))
         with pytest.raises(BrokerUnavailable, match=r"machines\.exchanges"):
             reason.fire_until(lambda: False)
+
+
+def test_an_error_nobody_foresaw_asks_the_next_one_and_tells_no_more_than_its_kind(
+    log: StandInTopic, agents: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise KeyError("Ada Lovelace")
+
+    monkeypatch.setattr(caller, "converse", broken)
+    with running(Behaviour(latency_ms=0)) as server, shell(agents, server) as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    assert reason.proposed == [("s-1", "rule")]
+    assert "internal error, KeyError" in reason.of("proposals")[0]["data"]["fallback"]
+    assert reason.reserved > 0, "it may have been billed"
+    assert "KeyError" in caplog.text and "Lovelace" not in caplog.text + str(reason.wrote) + str(log.log)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b'"x"', b'{"type":"flyball.prompt"}', b'{"type":"flyball.prompt","data":{"x":1}}', b"\xff"])

@@ -19,12 +19,13 @@ import httpx2
 import openai
 
 from contracts.domain import DomainContract
-from contracts.errors import SetupFailed
+from contracts.errors import BrokerUnavailable, SetupFailed, named
 from contracts.exchange import Concluded
-from udfs.reason.converse import Question, Result, converse
+from udfs.reason.converse import Question, Result, Taken, converse
 from udfs.reason.recorded import Exchanges, Recorded
 from udfs.reason.spans import Spans
 
+_log = logging.getLogger(__name__)
 # The client's own default.
 _HOSTED = "https://api.openai.com/v1"
 
@@ -139,7 +140,17 @@ class Caller:
         self._loop.call_soon_threadsafe(begin)
 
     async def _ask(self, question: Question) -> Back:
-        result = await converse(question, self._client, self._exchanges, self._contract, self._spans)
+        try:
+            result = await converse(question, self._client, self._exchanges, self._contract, self._spans)
+        except BrokerUnavailable:
+            raise  # the job fails and starts again: what cannot be recorded may not be used
+        except Exception as error:
+            # Unforeseen: failing the job would ask, and pay, the same again at each restart. The next one is asked instead.
+            _log.error("call %s of %s: %s", question.call_id, question.agent.agent, named(error))
+            taken = Taken()
+            taken.assume(len(question.prompt.text) // 3, question.agent.max_tokens, question.prices)
+            told = f"{question.model}: internal error, {named(error)}"
+            return GaveUp(Result(question, taken, None, None, "failed", told))
         if result.reply is None:
             return GaveUp(result)
         how, why = ("proposed", "") if result.reply.action is not None else ("abstained", "abstained")

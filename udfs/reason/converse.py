@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +96,12 @@ class Taken:
     def with_before(self, before: Mapping[str, float]) -> Taken:
         """This and what the levels before took."""
         return Taken(**{name: before.get(name, 0) + value for name, value in asdict(self).items()})  # type: ignore[arg-type]
+
+    def assume(self, tokens_in: int, tokens_out: int, prices: tuple[float, float]) -> None:
+        """A question that was cut off: the server may bill all it could have taken."""
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.cost += (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
     def add(self, exchange: Exchange) -> None:
         self.asked += exchange.kind == "model"
@@ -196,7 +204,7 @@ async def _look_up(
     if recorded is None or (recorded.exchange.name, recorded.exchange.request_sha256) != (name, digest(arguments)):
         began_ms = now_ms()
         with spans.asked(name, "execute_tool", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent):
-            found = await _found(question, name, arguments, mask)
+            found = mask.hide(await _found(question, name, arguments, mask))  # as it leaves: nothing else is kept
         recorded = await records.record(
             Exchange(
                 call_id=question.call_id, turn=talk.turn, kind="tool", agent=question.agent.agent,
@@ -240,7 +248,7 @@ async def _request(
     tries = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(_RETRIED),
         stop=tenacity.stop_any(tenacity.stop_after_attempt(agent.attempts), _NoTimeLeft(question.until_ms, now_ms)),
-        wait=_wait, reraise=True,
+        wait=_Wait(now_ms), reraise=True,
     )  # fmt: skip
     began_ms = now_ms()
     async for attempt in tries:
@@ -256,7 +264,12 @@ async def _request(
                         "temperature": 0, **options,
                     },
                 )  # fmt: skip
-            except openai.OpenAIError:
+            except asyncio.CancelledError:
+                taken.assume(len(request) // 3, agent.max_tokens, question.prices)
+                raise
+            except openai.OpenAIError as error:
+                if isinstance(error, openai.APITimeoutError) and _ran_out(error):
+                    taken.assume(len(request) // 3, agent.max_tokens, question.prices)
                 raise
             except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
                 raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
@@ -348,22 +361,34 @@ def _is_tool_call(found: object) -> bool:
     return all(isinstance(text, str) for text in (found.get("id"), function.get("name"), function.get("arguments")))
 
 
-def _retry_after_s(error: BaseException | None) -> float | None:
-    """What the server asks for, in seconds; a date or nonsense counts as nothing."""
+def _retry_after_s(state: tenacity.RetryCallState, now_ms: int) -> float | None:
+    """What the server asks for, as seconds or as a date (RFC 9110, 10.2.3); nonsense counts as nothing."""
+    error = state.outcome.exception() if state.outcome else None
     if not isinstance(error, openai.APIStatusError):
         return None
+    told = error.response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(error.response.headers.get("retry-after", "")))
+        return max(0.0, float(told))
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(told)
     except ValueError:
         return None
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_ms / 1000)
 
 
-_backoff = tenacity.wait_exponential_jitter(initial=0.5, max=10, jitter=0.5)
+class _Wait(tenacity.wait.wait_base):
+    """As long as the server asks for; else longer each time, with jitter."""
 
+    _backoff = tenacity.wait_exponential_jitter(initial=0.5, max=10, jitter=0.5)
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    asked = _retry_after_s(state.outcome.exception() if state.outcome else None)
-    return asked if asked is not None else _backoff(state)
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+
+    def __call__(self, state: tenacity.RetryCallState) -> float:
+        asked = _retry_after_s(state, self._now_ms())
+        return asked if asked is not None else self._backoff(state)
 
 
 class _NoTimeLeft(tenacity.stop.stop_base):
@@ -373,7 +398,7 @@ class _NoTimeLeft(tenacity.stop.stop_base):
         self._until_ms, self._now_ms = until_ms, now_ms
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
-        asked = _retry_after_s(state.outcome.exception() if state.outcome else None)
+        asked = _retry_after_s(state, self._now_ms())
         return asked is not None and self._now_ms() + asked * 1000 >= self._until_ms
 
 
