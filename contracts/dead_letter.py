@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.data import Data, Digest, Identifier, Instant
+from contracts.data import Data, Digest, Identifier, Instant, Upcast, unchanged
 
 
 class Cause(StrEnum):
@@ -39,6 +39,7 @@ class Cause(StrEnum):
     PRODUCER_NOT_PERMITTED = "producer_not_permitted"
     REPLAYED = "replayed"
     HANDLER_FAILED = "handler_failed"
+    INTERNAL = "internal"
 
 
 class Attempt(BaseModel):
@@ -59,6 +60,8 @@ class DeadLetter(Data):
     """`topic`, `partition`, `offset` name the record; for a file, its name, 0 and the line number."""
 
     event_type: ClassVar[str] = "flyball.dead_letter"
+    schema_version: ClassVar[int] = 2  # since then there is the cause `internal`
+    upcasts: ClassVar[tuple[Upcast, ...]] = (unchanged,)
 
     cause: Cause
     message: str = Field(max_length=2000)

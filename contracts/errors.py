@@ -12,7 +12,9 @@ FlyballError
 │   ├── StateRefused       state that this code must not start from, or cannot read
 │   ├── ReplyRefused       a language model's reply that breaks a rule (has a code)
 │   └── ToolRefused        a look-up that may not be made, or that gave nothing (has a code)
-└── Programming            a bug in Flyball: never caught, fails the job
+└── Programming            a bug in Flyball: fails the job
+
+What pure code raises and nobody foresaw, over one record, makes that record a dead letter `internal` (udfs/serde.py).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ BadInput with a cause code; it never raises anything else for any bytes.
 from __future__ import annotations
 
 import base64
+import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,11 +28,12 @@ from contracts.envelope import (
     parse_time_ms,
     schema_urn,
 )
-from contracts.errors import BadInput
+from contracts.errors import BadInput, named
 from contracts.rfc_syntax import is_uri_reference
 from contracts.topics import MAX_FACT_BYTES
 from udfs.signed_facts import SignatureCheck
 
+_log = logging.getLogger(__name__)
 # What of a record a dead letter keeps: with base64 around it, it still fits MAX_RECORD_BYTES. Only a
 # record over MAX_FACT_BYTES is ever cut, and only where its producer compressed it past the broker.
 MAX_KEPT_BYTES = 2_900_000
@@ -264,6 +266,18 @@ def write_event(
     event["hops"] = hops
     event["data"] = data
     return orjson.dumps(event)
+
+
+def internal(error: Exception) -> BadInput:
+    """The refusal of a record over which our own pure code failed: a bug, but the job's other records go on.
+
+    Nothing came of the record. Redriven once the bug is gone, it is taken as if it were new. Not for errors of Flink,
+    Kafka or its own state: those fail the job.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    _log.error("a record made our own code fail: %s", named(error))
+    return BadInput(Cause.INTERNAL, f"our own code failed: {named(error)}; correct it, then redrive the record")
 
 
 def dead_letter(

@@ -12,7 +12,7 @@ from pyflink.table.udf import FunctionContext, TableFunction, udf
 from contracts.domain import load_domain
 from contracts.errors import BadInput
 from udfs import samples
-from udfs.serde import FactReader, dead_letter
+from udfs.serde import FactReader, dead_letter, internal
 from udfs.signed_facts import Mode, ProducerKey, SignatureCheck
 
 _FLINK_TYPES = {
@@ -83,7 +83,8 @@ class ReadFact(TableFunction):
         value = None if value is None else bytes(value)
         try:
             fact = self._read(key, value, appended_ms, topic)
-        except BadInput as refused:
+        except Exception as error:
+            refused = error if isinstance(error, BadInput) else internal(error)
             place, letter = dead_letter(
                 domain=self._domain, stage="context", cause=refused.code, message=str(refused),
                 topic=topic, partition=partition, offset=offset, key=key, value=value,

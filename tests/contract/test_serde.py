@@ -190,6 +190,7 @@ def test_every_cause_of_the_edge_has_a_row_when_counted() -> None:
         # tests/unit/test_signed_facts.py, tests/flink/test_signed_facts.py
         Cause.HANDLER_FAILED, Cause.SIGNATURE_INVALID, Cause.SIGNATURE_MISSING, Cause.SIGNATURE_MISPLACED, Cause.SIGNATURE_EXPIRED,
         Cause.PRODUCER_UNKNOWN, Cause.PRODUCER_NOT_PERMITTED, Cause.REPLAYED,
+        Cause.INTERNAL,  # tests/unit/test_internal.py
     }
     assert {cause for cause, _ in REFUSED.values()} == set(Cause) - elsewhere
 

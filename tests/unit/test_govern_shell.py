@@ -15,6 +15,7 @@ from tests.loop import proposal
 from udfs.policy import cases, flink
 from udfs.policy.flink import Govern
 from udfs.policy.signing import public_text, sign, to_sign
+from udfs.policy.subject import SubjectState
 from udfs.serde import write_event
 from udfs.state import SUBJECT
 
@@ -244,3 +245,58 @@ def test_a_window_that_waits_for_a_grant_stays_its_subjects_when_a_record_withou
     shell.fire(7_000)
     assert shell.state("m-1") == before
     assert [each["data"]["verdict"] for each in shell.grant() if each["type"] == "flyball.decision"] == ["allow"]
+
+
+# --------------------------------------------------------------------------- what nobody foresaw
+
+
+def broken_once(monkeypatch: pytest.MonkeyPatch, shell: Shell, name: str) -> None:
+    """The core's `name` changes the subject's state and fails, the next time it is called."""
+    works = getattr(shell.govern._governor, name)
+
+    def fails(state: SubjectState, *_: Any) -> None:
+        monkeypatch.setattr(shell.govern._governor, name, works)
+        state.clock_ms, state.decisions = 1, 77
+        raise ZeroDivisionError("what only the record knows")
+
+    monkeypatch.setattr(shell.govern._governor, name, fails)
+
+
+def test_a_record_is_a_dead_letter_and_nothing_is_decided_when_the_core_fails_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, other = Shell(), Shell()
+    for each in (shell, other):
+        each.publish(policy())
+        proposed(each, "m-1", 0)
+    broken_once(monkeypatch, shell, "decide")
+    (letter,) = proposed(shell, "m-1", 1)
+    assert (letter["type"], letter["data"]["cause"], letter["data"]["topic"]) == ("flyball.dead_letter", "internal", "machines.proposals")
+    assert "ZeroDivisionError in test_govern_shell.py" in letter["data"]["message"]
+    assert "record knows" not in letter["data"]["message"]
+    # What was changed on the way is gone, and once the bug is gone the same proposal is taken as new.
+    assert shell.state("m-1") == other.state("m-1")
+    again, at_once = (proposed(each, "m-1", 1) for each in (shell, other))
+    assert again[0]["data"]["verdict"] == at_once[0]["data"]["verdict"]
+    assert again[0]["id"] == at_once[0]["id"]
+
+
+def test_what_is_held_goes_on_waiting_when_the_core_fails_over_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = Shell()
+    shell.publish(policy(verdict="hold"))
+    proposed(shell, "m-1", 0)
+    broken_once(monkeypatch, shell, "tick")
+    (letter,) = shell.fire(86_401_000)
+    assert (letter["data"]["cause"], letter["data"]["topic"]) == ("internal", "clock")
+    proposed(shell, "m-1", 1)  # the next record sets the timer again
+    assert [each["data"]["reason"] for each in shell.fire(86_401_000)] == ["approval_expired"] * 2
+
+
+def test_the_job_fails_when_its_state_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = Shell()
+    shell.publish(policy())
+
+    def gone(_: str) -> bool:
+        raise RuntimeError("the state backend is gone")
+
+    monkeypatch.setattr(shell.govern._seen, "contains", gone)
+    with pytest.raises(RuntimeError, match="state backend"):
+        proposed(shell, "m-1", 0)

@@ -21,7 +21,7 @@ from contracts.model import ModelAlias
 from udfs.agents.core import STAGE, Agents
 from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
-from udfs.serde import dead_letter
+from udfs.serde import dead_letter, internal
 from udfs.state import MODELS, PROPOSE_WAITING
 
 WAIT_MS = 20
@@ -83,12 +83,14 @@ class Propose(KeyedBroadcastProcessFunction):
 
     def _propose(self, record: Any, ctx: Any) -> Iterator[Any]:
         key, value, topic, partition, offset = record
+        models = self._models(ctx)
         try:
-            situation = self._agents.read(key, value)
-        except BadInput as refused:
+            made = list(self._agents.propose(self._agents.read(key, value), models))
+        except Exception as error:
+            refused = error if isinstance(error, BadInput) else internal(error)
             yield _letter(self._domain, refused, topic, partition, offset, key, value)
             return
-        for subject, proposal in self._agents.propose(situation, self._models(ctx)):
+        for subject, proposal in made:
             yield Row("proposals", subject, proposal.decode())
 
     def _models(self, ctx: Any) -> dict[str, LoadedModel]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pyflink.common import Row, Types
 from pyflink.datastream import RuntimeContext
@@ -29,11 +29,12 @@ from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Reported
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
-from udfs.serde import dead_letter
+from udfs.serde import dead_letter, internal
 from udfs.state import GOVERN_WAITING
 from udfs.wide_limits.core import as_grant
 from udfs.wide_limits.flink import WideCounter, limits_row, read_limits_event
 
+T = TypeVar("T")
 WAIT_MS = 20
 # Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
 # side outputs from on_timer of a keyed broadcast function.
@@ -65,7 +66,8 @@ class Govern(KeyedBroadcastProcessFunction):
     grants go through the limits topic; under its key `limits` this operator counts them (WideCounter).
     A processing-time timer stands at each deadline of people.
     Restart: all of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
-    A policy event that is malformed goes to dead letters and the policies before it stay in force.
+    A policy event that is malformed goes to dead letters and the policies before it stay in force. So does a record over
+    which the core fails as nobody foresaw (`internal`): nothing is decided, nothing commanded, its id is not remembered.
     """
 
     def __init__(self, domain: str, max_hops: int, remember_s: int, policies_until: int) -> None:
@@ -124,7 +126,10 @@ class Govern(KeyedBroadcastProcessFunction):
         state = self._state_of(subject)
         due_ms = state.next_deadline_ms()
         if due_ms is not None and due_ms <= timestamp and not state.waits_for:
-            yield from self._take(subject, (subject.encode(), None, _CLOCK, 0, 0), timestamp, ctx)
+            try:
+                yield from self._take(subject, (subject.encode(), None, _CLOCK, 0, 0), timestamp, ctx)
+            except BadInput as refused:  # what waits goes on waiting; the next record of the subject tries again
+                yield _letter(self._domain, refused, _CLOCK, 0, timestamp, subject.encode(), None)
 
     def _wake_later(self, ctx: Any) -> None:
         timers = ctx.timer_service()
@@ -174,19 +179,19 @@ class Govern(KeyedBroadcastProcessFunction):
         name, at_ms = "", _FOR_EVER  # an override: its signature is good for ever, and people say little
         try:
             if log_topic == _CLOCK:
-                done = self._governor.tick(state, policies, replace(place, trigger="clock"))
+                done = self._pure(subject, self._governor.tick, state, policies, replace(place, trigger="clock"))
             elif log_topic == self._approvals:
-                word = self._governor.read.word(key, value, policies.people)
+                word = self._pure(subject, self._governor.read.word, key, value, policies.people)
                 name = override_id(word) if isinstance(word.data, Override) else ""
                 if name and self._seen.contains(name):
                     return
-                done = self._governor.hear(state, word, policies, replace(place, trigger="answer"))
+                done = self._pure(subject, self._governor.hear, state, word, policies, replace(place, trigger="answer"))
             else:
-                proposal = self._governor.read.proposal(key, value)
+                proposal = self._pure(subject, self._governor.read.proposal, key, value)
                 name, at_ms = proposal.id, proposal.event_ms
                 if self._seen.contains(name):
                     return
-                done = self._governor.decide(state, proposal, policies, place)
+                done = self._pure(subject, self._governor.decide, state, proposal, policies, place)
         except NeedsGrant as needed:
             yield self._ask(subject, record, needed.claim, wall_ms, ctx)
             return
@@ -199,6 +204,19 @@ class Govern(KeyedBroadcastProcessFunction):
         if state.decisions % _PRUNE_EVERY == 0:
             self._forget(state.clock_ms - self._remember_ms)
         yield from self._keep(subject, state, done, ctx)
+
+    def _pure(self, subject: str, call: Callable[..., T], *arguments: Any) -> T:
+        """What the pure core gives. When it fails as nobody foresaw, nothing is decided and the stored state counts.
+
+        Raises BadInput and NeedsGrant as the core does, and BadInput `internal` in place of all else.
+        """
+        try:
+            return call(*arguments)
+        except (BadInput, NeedsGrant):
+            raise
+        except Exception as error:
+            self._known.pop(subject, None)  # changed on the way
+            raise internal(error) from None
 
     def _ask(self, subject: str, record: Any, claim: Claim, wall_ms: int, ctx: Any) -> Row:
         """Claim, and let the subject wait: this record first, then all that comes for it."""
