@@ -382,7 +382,7 @@ class Bed:
         self.wait_quiet()
         subjects = {fact.subject for fact in sent_facts}
         mine = subjects | {f"{subject}-sums" for subject in subjects}
-        seen = self._seen(mine, {fact.id for fact in sent_facts})
+        seen = self._seen(mine)
         instants = {
             text: parse_time_ms(text) for text in (str(event["data"]["event_time"]) for event in seen.decisions)
         }
@@ -393,6 +393,7 @@ class Bed:
         self._audit(findings)
         told = {
             "outcomes_again": len(seen.outcomes) - len({event["id"] for event in seen.outcomes}),
+            "settlements_asked_again": sum(times > 1 for times in seen.asked.values()),
             "restarts": self._restarts(),
         }
         return Result(name, self.delivery, len(sent_facts), findings, seconds, {**notes, **told})
@@ -462,17 +463,20 @@ class Bed:
             told = [f"the cluster does not answer: {error}"]
         return f"{'; '.join(told)}. Logs: {self.home.logs}"
 
-    def _seen(self, subjects: set[str], fact_ids: set[str]) -> checker.Seen:
+    def _seen(self, subjects: set[str]) -> checker.Seen:
         """What was read about these subjects; a dead letter is about the record at its place."""
         mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for name in ("decisions", "commands", "outcomes"):
             for event in list(self.tap.events[name]):
                 if event.get("subject") in subjects:
                     mine[name].append(event)
-        letters = len(self.tap.events["dead-letters"]) - self._letters_before
-        self._letters_before += letters
-        known = {str(event["data"]["command_id"]) for event in mine["commands"]}
-        asked = {name: times for name, times in drill.settled(self.home).items() if name in known}
+        letters = [str(event["id"]) for event in list(self.tap.events["dead-letters"])]
+        before, letters = set(letters[: self._letters_before]), letters[self._letters_before :]
+        self._letters_before += len(letters)
+        letters = [name for name in letters if name not in before]  # one that is told again is of the fault before
+        # What was settled and is of no other fault: a command that nobody may see was done, perhaps.
+        others = {str(event["data"]["command_id"]) for event in list(self.tap.events["commands"]) if event.get("subject") not in subjects}
+        asked = {name: times for name, times in drill.settled(self.home).items() if name not in others}
         return checker.Seen(mine["decisions"], mine["commands"], mine["outcomes"], letters, asked)
 
     def _audit(self, findings: checker.Findings) -> None:

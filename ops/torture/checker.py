@@ -32,8 +32,9 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Wanted:
-    """One decision as it must be."""
+    """One decision as it must be, and its command, if any."""
 
+    subject: str
     verdict: str
     reason: str
     parameters: Mapping[str, int]
@@ -72,7 +73,7 @@ def wanted(facts: Iterable[Fact]) -> dict[Key, Wanted]:
     for (name, window), amounts in windows.items():
         sums = {"facts": len(amounts), "amounts": sum(amounts)}
         key = ("note_sum", f"{name}-sums {(window + 1) * TEN_MINUTES}")
-        found[key] = Wanted("allow", "allowed_by_policy", sums, {}, is_commanded=False)
+        found[key] = Wanted(f"{name}-sums", "allow", "allowed_by_policy", sums, {}, is_commanded=False)
     return found
 
 
@@ -85,28 +86,29 @@ def _settled(subject: _Subject, fact: Fact) -> Wanted:
 
     counters: dict[str, float] = {"allowed_1h": len(since(AN_HOUR)), "allowed_24h": len(since(A_DAY)), "hops": 0}
     if fact.amount >= LARGE:
-        return Wanted("deny", "forbidden_by_policy", parameters, counters, is_commanded=False)
+        return Wanted(fact.subject, "deny", "forbidden_by_policy", parameters, counters, is_commanded=False)
     counters["allowed_within_60s"] = len(since(A_MINUTE))
     if len(since(A_MINUTE)) >= MOST_A_MINUTE:
-        return Wanted("deny", "rate_limit", parameters, counters, is_commanded=False)
+        return Wanted(fact.subject, "deny", "rate_limit", parameters, counters, is_commanded=False)
     counters["parameter_amount_within_600s"] = sum(since(TEN_MINUTES))
     if sum(since(TEN_MINUTES)) + fact.amount > MOST_IN_TEN:
-        return Wanted("deny", "budget_limit", parameters, counters, is_commanded=False)
+        return Wanted(fact.subject, "deny", "budget_limit", parameters, counters, is_commanded=False)
     subject.settled.append((now, fact.amount))
-    return Wanted("allow", "allowed_by_policy", parameters, counters, is_commanded=True)
+    return Wanted(fact.subject, "allow", "allowed_by_policy", parameters, counters, is_commanded=True)
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a read-committed reader saw of one fault: events as parsed JSON, in the order read.
 
-    `dead_letters`: how many records were put aside; `asked`: command id -> how often the till was asked to settle it.
+    `dead_letters`: ids of letters about records put aside; `asked`: command id -> how often the till was asked to settle it,
+    of these and of commands that nobody saw.
     """
 
     decisions: Sequence[Mapping[str, Any]]
     commands: Sequence[Mapping[str, Any]]
     outcomes: Sequence[Mapping[str, Any]]
-    dead_letters: int
+    dead_letters: Sequence[str]
     asked: Mapping[str, int]
 
 
@@ -174,6 +176,9 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
     commands = [str(event["data"]["command_id"]) for event in seen.commands]
     wanted_commands = {str(command_of[key]): key for key, d in due.items() if d.is_commanded and key in command_of}
     _match("command", wanted_commands, commands, found)
+    for event in seen.commands:
+        if (of := wanted_commands.get(str(event["data"]["command_id"]))) is not None:
+            _compare_command(of, due[of], event, {str(each["id"]) for each in decided[of]}, found)
     # An actuator that died between publishing an outcome and noting that publishes it again, under the same id.
     outcomes = {str(event["id"]): str(event["data"]["command_id"]) for event in seen.outcomes}
     _match("outcome", wanted_commands, list(outcomes.values()), found)
@@ -181,11 +186,14 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
         if event["data"]["status"] != "succeeded":
             found.object(f"the outcome of {event['data']['command_id']}: {event['data'].get('detail')}")
     _match("settlement", wanted_commands, list(seen.asked), found)
-    if seen.dead_letters < poison:
-        for _ in range(poison - seen.dead_letters):
-            found.lose("a dead letter")
-    elif seen.dead_letters > poison and not allows_repeats:
-        found.object(f"{seen.dead_letters} dead letters for {poison} bad records")
+    letters = len(set(seen.dead_letters))
+    for _ in range(poison - letters):
+        found.lose("a dead letter")
+    if letters > poison:
+        found.object(f"{letters} dead letters for {poison} bad records")
+    if not allows_repeats:
+        for _ in range(len(seen.dead_letters) - letters):
+            found.repeat("a dead letter")
     return found
 
 
@@ -209,10 +217,19 @@ def _compare(
     for event in events if allows_repeats else events[:1]:
         data = event["data"]
         counters = {name: value for name, value in data["counters"].items() if key[0] == "settle"}
-        came = (data["verdict"], data["reason"], data["parameters"], counters, data.get("command_id") is not None)
-        must = (due.verdict, due.reason, due.parameters, due.counters, due.is_commanded)
+        came = (event["subject"], data["verdict"], data["reason"], data["parameters"], counters, data.get("command_id") is not None)
+        must = (due.subject, due.verdict, due.reason, due.parameters, due.counters, due.is_commanded)
         if came != must:
             found.object(f"the decision about {key}: expected {must}, came {came}")
+
+
+def _compare_command(key: Key, due: Wanted, event: Mapping[str, Any], decisions: Collection[str], found: Findings) -> None:
+    """A command does what was decided, to whom it was decided about; `decisions`: ids of the decision it is of."""
+    data = event["data"]
+    came = (event["subject"], data["action"], data["parameters"])
+    must = (due.subject, key[0], due.parameters)
+    if came != must or data["decision_id"] not in decisions:
+        found.object(f"the command for {key}: expected {must} of {sorted(decisions)}, came {came} of {data['decision_id']!r}")
 
 
 def _match(what: str, due: Mapping[str, Key], came: Sequence[str], found: Findings) -> None:

@@ -95,10 +95,11 @@ def perfect() -> dict[str, Any]:
             }
         )  # fmt: skip
         if command_id:
-            commands.append({"correlationid": what, "data": {"command_id": command_id}})
+            data = {"command_id": command_id, "action": action, "parameters": dict(due.parameters), "decision_id": f"decision of {name}"}
+            commands.append({"correlationid": what, "subject": "s", "data": data})
             outcomes.append({"id": f"outcome of {name}", "correlationid": what, "data": {"command_id": command_id, "status": "succeeded"}})
     asked = {str(event["data"]["command_id"]): 1 for event in commands}
-    return {"decisions": decisions, "commands": commands, "outcomes": outcomes, "dead_letters": 0, "asked": asked}
+    return {"decisions": decisions, "commands": commands, "outcomes": outcomes, "dead_letters": [], "asked": asked}
 
 
 def found(came: dict[str, Any], *, poison: int = 0, allows_repeats: bool = False) -> tuple[int, int, int]:
@@ -173,6 +174,46 @@ def test_a_bad_record_is_lost_when_it_is_not_in_dead_letters() -> None:
     assert found(perfect(), poison=2) == (2, 0, 0)
 
 
+def test_a_missing_dead_letter_is_lost_though_another_came_twice() -> None:
+    assert found(perfect() | {"dead_letters": ["a", "a"]}, poison=2) == (1, 1, 0)
+    assert found(perfect() | {"dead_letters": ["a", "a"]}, poison=2, allows_repeats=True) == (1, 0, 0)
+
+
+def test_a_dead_letter_is_wrong_when_it_is_about_a_good_record() -> None:
+    for allows_repeats in (False, True):
+        assert found(perfect() | {"dead_letters": ["a", "b"]}, poison=1, allows_repeats=allows_repeats) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("action", "note_sum"), ("parameters", {"number": 1, "amount": 11}), ("decision_id", "another")]
+)
+def test_a_command_is_wrong_when_it_does_something_else_than_was_decided(field: str, value: object) -> None:
+    came = perfect()
+    came["commands"][0]["data"][field] = value
+    assert found(came) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("what", ["decisions", "commands"])
+def test_it_is_wrong_when_it_is_about_another_subject(what: str) -> None:
+    came = perfect()
+    came[what][0]["subject"] = "t"
+    assert found(came) == (0, 0, 1)
+
+
+def test_a_repeated_command_is_wrong_when_it_says_something_else_at_least_once() -> None:
+    came = perfect()
+    again = copy.deepcopy(came["commands"][0])
+    again["data"]["parameters"]["amount"] += 1
+    came["commands"].append(again)
+    assert found(came, allows_repeats=True) == (0, 1, 1)
+
+
+def test_a_settlement_is_wrong_when_nobody_saw_a_command_for_it() -> None:
+    came = perfect()
+    came["asked"]["of an undone transaction"] = 1
+    assert found(came) == (0, 0, 1)
+
+
 def test_an_outcome_is_wrong_when_the_command_failed() -> None:
     came = perfect()
     came["outcomes"][0]["data"]["status"] = "failed"
@@ -181,7 +222,7 @@ def test_an_outcome_is_wrong_when_the_command_failed() -> None:
 
 def test_only_a_few_are_told_when_many_are_lost() -> None:
     given = amounts(*[1] * 40)
-    result = check(wanted(given), 0, Seen([], [], [], 0, {}), {}, allows_repeats=False)
+    result = check(wanted(given), 0, Seen([], [], [], [], {}), {}, allows_repeats=False)
     assert result.lost == len(wanted(given))
     assert len(result.told) == 5
 
