@@ -120,7 +120,7 @@ class FactReader:
         try:
             event = self._adapter.validate_json(value)
         except ValidationError as error:
-            event, value = self._of_older(value, error)
+            event = self._of_older(value, error)
         except ValueError as error:
             raise BadInput(Cause.NOT_JSON, f"expected JSON: {error}") from None
         if not _is_source(event.source):
@@ -186,7 +186,7 @@ class FactReader:
             return
         parse_json(value)
 
-    def _of_older(self, value: bytes, error: ValidationError) -> tuple[Any, bytes]:
+    def _of_older(self, value: bytes, error: ValidationError) -> Any:
         """A fact of an older version of its contract, as one of now; otherwise raises why `value` is none."""
         try:
             parsed = check_cloud_event(parse_json(value))
@@ -201,7 +201,7 @@ class FactReader:
         except TypeError:  # a number or text that orjson does not write
             raise self._explain(value, error) from None
         try:
-            return self._adapter.validate_json(lifted), lifted
+            return self._adapter.validate_json(lifted)
         except ValidationError as still:
             raise self._explain(lifted, still) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import jwt
 import pytest
@@ -11,8 +12,9 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from contracts.data import FactData, Upcast
 from contracts.dead_letter import Cause
-from contracts.domain import load_domain
+from contracts.domain import DomainContract, load_domain
 from contracts.envelope import check_event, parse_time_ms, schema_urn
 from contracts.errors import BadInput, SetupFailed
 from jobs.settings import load_settings
@@ -241,3 +243,23 @@ def test_a_file_of_keys_is_refused_with_what_was_expected(tmp_path: Path, name: 
 
 def test_a_domain_without_the_file_knows_no_producer(tmp_path: Path) -> None:
     assert load_producers(tmp_path / "none.yaml", MACHINES) == ()
+
+
+class Measured(FactData):
+    """Version 2: degrees, which were tenths of them."""
+
+    event_type: ClassVar[str] = TYPE
+    schema_version: ClassVar[int] = 2
+    upcasts: ClassVar[tuple[Upcast, ...]] = (lambda data: {"degrees": data["tenths"] / 10},)
+
+    degrees: float
+
+
+def test_a_fact_of_an_older_version_is_held_to_the_signature_over_what_its_producer_wrote() -> None:
+    check = SignatureCheck("machines", KEYS, mode="required", max_age_ms=DAY_MS)
+    reader = FactReader(DomainContract("machines", {TYPE: Measured}, {}, {}), max_ahead_ms=0, signatures=check)
+    good = signed(text(data={"tenths": 735}, dataschema=schema_urn("machines", TYPE, 1)))
+    assert reader.read(b"pump-1", good, NOW_MS, "machines.facts").data == Measured(degrees=73.5)
+    with pytest.raises(BadInput) as refused:
+        reader.read(b"pump-1", good.replace(b"735", b"736"), NOW_MS, "machines.facts")
+    assert refused.value.code == Cause.SIGNATURE_INVALID
