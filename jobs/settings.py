@@ -105,6 +105,10 @@ def load_settings(domain: str, **overrides: object) -> Settings:
         if (text := os.environ.get(f"FLYBALL_{name.upper()}")) is not None and name != "domain":
             found[name] = text
     found |= overrides
+    if "@" in str(found.get("models_url", "")).partition("://")[2].partition("/")[0]:  # whatever is told of settings would tell it, and the job graph holds it
+        raise SetupFailed(
+            f"{path} (or FLYBALL_MODELS_URL): models_url: expected no user or password in it; the key is OPENAI_API_KEY in the environment"
+        )
     try:
         return Settings.model_validate({**found, "domain": domain})
     except ValidationError as error:

@@ -66,6 +66,15 @@ def test_an_environment_variable_is_refused_when_it_is_wrong(
         load_settings("machines")
 
 
+def test_the_models_address_is_refused_untold_when_a_password_is_in_it(domain_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_MODELS_URL", "https://ada:s3cret@models.example/v1")
+    with pytest.raises(SetupFailed, match="OPENAI_API_KEY") as refused:
+        load_settings("machines")
+    assert "s3cret" not in str(refused.value)
+    monkeypatch.setenv("FLYBALL_MODELS_URL", "https://models.example/v1/@latest")
+    assert load_settings("machines").models_url == "https://models.example/v1/@latest"
+
+
 @pytest.mark.parametrize("name", ["nothing", "../etc", ""])
 def test_the_domains_there_are_are_named_when_one_is_unknown(domain_yaml: Path, name: str) -> None:
     with pytest.raises(SetupFailed, match="machines"):
