@@ -27,10 +27,10 @@ def main() -> None:
     home = Home.default()
     settings = load_settings(asked.domain)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Commands.open(
+    with home.alone(f"actuator-{asked.domain}"), Commands.open(
         asked.domain, load_world(asked.domain).handlers(asked.seed),
         bootstrap_servers=str(home.read_state()["bootstrap_servers"]), group=f"{asked.domain}-actuator",
-        is_alone=True,  # the supervisor starts one a domain
+        is_alone=True,
         memory=home.run / "actuators" / f"{asked.domain}.sqlite", otherwise=without_handler,
         patience=Patience(settings.command_attempts, settings.command_retry_s),
     ) as commands:  # fmt: skip

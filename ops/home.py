@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from contracts.errors import SetupFailed
 from udfs import broker_access
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -82,6 +85,30 @@ class Home:
         """What a client of this instance's broker needs in its environment; default: as its state says."""
         needs = self.is_secure if is_secure is None else is_secure
         return {broker_access.VARIABLE: str(self.secrets) if needs else ""}
+
+    @contextmanager
+    def alone(self, what: str, *, patience_s: float = 20.0) -> Iterator[None]:
+        """Inside, no other process of this home is `what`: two at once would each do what is to be done once.
+
+        One that died, however, leaves nothing behind. Raises SetupFailed with the other's pid when it does not end.
+        """
+        path = self.path / "locks" / what
+        path.parent.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + patience_s
+        with path.open("a+") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        file.seek(0)
+                        raise SetupFailed(f"another {what} of {self.path} runs, pid {file.read().strip()}: end it first") from None
+                time.sleep(0.1)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def read_state(self) -> dict[str, object]:
         """What the supervisor last wrote about this instance; empty when nothing runs here."""

@@ -119,11 +119,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     home = Home.default()
-    every_s = load_settings(asked.domain).seal_every_s
-    bootstrap = asked.bootstrap_servers or str(home.read_state()["bootstrap_servers"])
-    key = made_key(key_file(home, asked.domain, AUDIT_KEY))
-    sealer: Sealer | None = Sealer.open(bootstrap, asked.domain, key)
-    ready = home.run / "sealers" / f"{asked.domain}.ready"
+    with home.alone(f"sealer-{asked.domain}"):  # two would write two heads of one number
+        _seal_until(stopping, home, asked.domain, asked.bootstrap_servers)
+
+
+def _seal_until(stopping: list[bool], home: Home, domain: str, servers: str | None) -> None:
+    """Seals at intervals, and once more when there is something in `stopping`."""
+    every_s = load_settings(domain).seal_every_s
+    bootstrap = servers or str(home.read_state()["bootstrap_servers"])
+    key = made_key(key_file(home, domain, AUDIT_KEY))
+    sealer: Sealer | None = Sealer.open(bootstrap, domain, key)
+    ready = home.run / "sealers" / f"{domain}.ready"
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.touch()
     is_last = False
@@ -133,7 +139,7 @@ def main() -> None:
             time.sleep(_NAP_S)
         is_last = bool(stopping)
         try:
-            sealer = sealer or Sealer.open(bootstrap, asked.domain, key)
+            sealer = sealer or Sealer.open(bootstrap, domain, key)
             sealer.look(lambda: int(time.time() * 1000))
         except (KafkaError, BrokerUnavailable) as error:
             print(f"not sealed, tried again in {every_s:g} s: {error!r}", flush=True)
