@@ -60,6 +60,14 @@ def upgrade(
     whatever the new one has checkpointed since. `is_anew`: start without state, where that does no harm. Raises
     SetupFailed or JobFailed when nothing was stopped, and JobFailed when neither version came up.
     """
+    load_settings(domain)
+    with home.alone(f"upgrade-{domain}", patience_s=0):  # two would start a job twice, and forget each other's code
+        return _upgrade(home, domain, job, console, checkout=checkout, is_anew=is_anew, within_s=within_s)
+
+
+def _upgrade(
+    home: Home, domain: str, job: str, console: Console, *, checkout: Path, is_anew: bool, within_s: float
+) -> Upgraded:
     asked = _asked(home, domain, job)
     old, new = code_versions.named(home, asked.code[job]), code_versions.kept(home, checkout)
     done = Upgraded(domain, job, old.name, new.name)
@@ -109,7 +117,6 @@ def upgrade(
 
 def _asked(home: Home, domain: str, job: str) -> Wanted:
     """How the domain's jobs were submitted. Raises SetupFailed when `job` is not one of them."""
-    load_settings(domain)
     if not instance.is_running(home):
         raise SetupFailed(f"nothing runs in {home.path}; './flyball up {domain}' starts it, with the code as it is now")
     asked = flink_jobs.wanted(home).get(domain)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from contracts.errors import SetupFailed
 from ops.home import Home
+from ops.upgrade import upgrade
 
 
 def test_a_second_process_of_a_kind_is_refused_with_the_firsts_pid_until_that_has_ended(tmp_path: Path) -> None:
@@ -20,3 +22,11 @@ def test_a_second_process_of_a_kind_is_refused_with_the_firsts_pid_until_that_ha
             pass
     with home.alone("actuator-machines", patience_s=0):
         pass
+
+
+def test_a_job_is_not_upgraded_while_another_upgrade_of_its_domain_goes_on(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with home.alone("upgrade-machines"), pytest.raises(SetupFailed, match="another upgrade-machines"):
+        upgrade(home, "machines", "govern", Console(quiet=True))
+    with pytest.raises(SetupFailed, match="nothing runs"):
+        upgrade(home, "machines", "govern", Console(quiet=True))
