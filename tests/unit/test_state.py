@@ -92,3 +92,12 @@ def test_a_value_of_a_newer_version_is_refused_with_what_to_do(name: str) -> Non
     for read in (lambda: schema.load(f"v{newer}:[]"), lambda: schema.text(f"v{newer}:[]"), lambda: schema.unpack((newer, b""))):
         with pytest.raises(StateRefused, match=f"expected a value of version 0 to {schema.version}, came version {newer}.*newer code"):
             read()
+
+
+def test_what_has_cooled_down_is_forgotten_when_something_else_fails() -> None:
+    state = SubjectState(clock_ms=1000)
+    for n in range(100):
+        state.in_flight = {"c": ["restart", 10**9, 50, f"restart node-{n}"]}
+        state.clock_ms += 10
+        state.report(Reported("s", "c", has_failed=True, event_ms=state.clock_ms, cost=None), n)
+    assert sorted(state.cooling_ms) == [f"restart node-{n}" for n in range(95, 100)]

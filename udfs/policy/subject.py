@@ -154,6 +154,7 @@ class SubjectState:
         flight = self.in_flight.pop(reported.command_id, None)
         if flight is not None and reported.has_failed and flight[2]:
             until, done = reported.event_ms + flight[2], deed_of(flight)
+            self.cooling_ms = {name: at for name, at in self.cooling_ms.items() if at > self.clock_ms}
             self.cooling_ms[done] = max(self.cooling_ms.get(done, 0), until)
         if reported.cost is None:
             return claim_id
