@@ -334,6 +334,20 @@ def test_a_broker_that_is_away_fails_the_job_with_that_cause(log: StandInTopic, 
             reason.fire_until(lambda: False)
 
 
+def test_a_situation_becomes_a_dead_letter_when_reading_it_fails_as_nobody_foresaw(
+    log: StandInTopic, agents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server) as reason:
+        reads = reason.reason._agents.read
+        monkeypatch.setattr(reason.reason._agents, "read", lambda *_: {}["Ada Lovelace"])
+        reason.read(situation("s-1"))
+        monkeypatch.setattr(reason.reason._agents, "read", reads)
+        reason.read(situation("s-2"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    assert (reason.causes, reason.proposed) == (["internal"], [("s-2", "carer")])
+    assert "Lovelace" not in str(reason.wrote)
+
+
 def test_an_error_nobody_foresaw_asks_the_next_one_and_tells_no_more_than_its_kind(
     log: StandInTopic, agents: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,7 +37,7 @@ from udfs.reason.desk import TURNS, Call, Conclude, Desk, Start
 from udfs.reason.metrics import Meters
 from udfs.reason.outputs import cel_condition, not_fitting, proposal_of, read_prompt_event
 from udfs.reason.recorded import STAGE, Exchanges, Recorded
-from udfs.serde import dead_letter
+from udfs.serde import dead_letter, internal
 from udfs.state import BOOKS, CALLS, CONTROL, REASON_WAITING
 
 # How often replies are collected, while there is something to wait for.
@@ -75,8 +75,10 @@ class Route(FlatMapFunction):
     def flat_map(self, value: Row) -> Iterator[Row]:
         try:
             situation = self._agents.read(bytes(value[0] or b""), bytes(value[1] or b""))
-        except BadInput:
-            return  # `propose` reads the same topic and keeps it in dead letters
+        except Exception as error:
+            if not isinstance(error, BadInput):
+                internal(error)
+            return  # `propose` reads the same topic the same way and keeps it in dead letters
         for name, when in self._of.get(situation.type, ()):
             if when is None or when.evaluate(situation.features).value is True:
                 yield Row(name, *value)
@@ -215,10 +217,12 @@ class Reason(KeyedBroadcastProcessFunction):
     def _take(self, agent: str, record: list[Any]) -> Iterator[Row]:
         """One situation for one agent: asked before, answered by those before it, or a new call."""
         key, value, log_topic, partition, offset, appended_ms = record
+        asked = self._llm[agent]
         try:
             situation = self._agents.read(bytes(key or b""), bytes(value or b""))
-        except BadInput as refused:  # it waited, and the contract is another since
-            yield self._letter_of(refused, record)
+            is_answered = bool(asked.after) and self._agents.would_propose(situation, self._models, asked.after)
+        except Exception as error:  # it waited, and the contract is another since; or nobody foresaw it
+            yield self._letter_of(error if isinstance(error, BadInput) else internal(error), record)
             return
         call_id = derive_id(situation.id, STAGE, agent)
         desk = self._desks[agent]
@@ -227,8 +231,7 @@ class Reason(KeyedBroadcastProcessFunction):
             return
         if call_id in desk.calls or call_id in self._settling[agent]:
             return
-        asked = self._llm[agent]
-        if asked.after and self._agents.would_propose(situation, self._models, asked.after):
+        if is_answered:
             self._meters.answered_before(agent)
             return
         self._exchanges.since(appended_ms)
