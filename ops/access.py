@@ -38,6 +38,7 @@ from udfs.broker_access import password, password_file
 
 ITERATIONS = 4096  # what SCRAM asks at least: guessing is hopeless, these passwords are 256 random bits
 _PATIENCE_S = 30.0
+_READS = (AclOperation.READ, AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
 
 
 def principals(folder: Path, domain: str) -> list[str]:
@@ -136,13 +137,17 @@ def _admin(internal_servers: str, folder: Path) -> AdminClient:
 def establish(internal_servers: str, folder: Path, domain: str) -> None:
     """Let exactly `principals` of the domain log in, with exactly their rights; others of it are taken away.
 
+    So is any right of somebody else to do more than read its topics, and a login by password under the broker's own name.
     Run again it changes nothing. When it returns, the broker has heard. Raises BrokerUnavailable.
     """
     admin = _admin(internal_servers, folder)
     wanted = principals(folder, domain)
     try:
         rules = {_binding(grant) for who in wanted for grant in rights(who)}
-        gone = [name for name in _users(admin) if name.startswith(f"{domain}.") and name not in wanted]
+        gone = [
+            name for name in _users(admin)
+            if name == certificates.BROKER or (name.startswith(f"{domain}.") and name not in wanted)
+        ]  # fmt: skip
         _alter_users(
             admin,
             [
@@ -198,11 +203,24 @@ def _exactly(rule: AclBinding) -> AclBindingFilter:
 
 
 def _rules(admin: AdminClient, domain: str) -> set[AclBinding]:
-    """Every rule there is about principals of `domain`."""
+    """Every rule there is that `concerns` the domain."""
     anything: Any = None
     everything = AclBindingFilter(
         ResourceType.ANY, anything, ResourcePatternType.ANY, anything, anything, AclOperation.ANY,
         AclPermissionType.ANY,
     )  # fmt: skip
     found = admin.describe_acls(everything).result(_PATIENCE_S)
-    return {rule for rule in found if str(rule.principal).startswith(f"User:{domain}.")}
+    return {rule for rule in found if concerns(rule, domain)}
+
+
+def concerns(rule: AclBinding, domain: str) -> bool:
+    """Whether a rule of the broker is the domain's to set: about its principals, or letting others do more than read of it."""
+    if str(rule.principal).startswith(f"User:{domain}."):
+        return True
+    if rule.permission_type != AclPermissionType.ALLOW or rule.operation in _READS:
+        return False
+    own = {str(ResourceType.TOPIC): f"{domain}.", str(ResourceType.TRANSACTIONAL_ID): f"{domain}-"}.get(str(rule.restype))
+    if own is None:
+        return False
+    is_prefix = rule.resource_pattern_type == ResourcePatternType.PREFIXED
+    return rule.name == "*" or rule.name.startswith(own) or (is_prefix and own.startswith(rule.name))
