@@ -15,7 +15,7 @@ from contracts.dead_letter import PUT_BACK
 from contracts.topics import TOPICS
 
 # As whom the processes of a domain speak; each is a principal `<domain>.<role>`.
-ROLES: Final = (*JOBS, "replay", "producer", "actuator", "sealer", "people", "redriver", "reader", "admin")
+ROLES: Final = (*JOBS, "replay", "producer", "actuator", "sealer", "people", "redriver", "reader", "auditor", "admin")
 # There may be several of these: `<domain>.producer-gateway`.
 NAMED: Final = ("producer", "actuator")
 # The group a bulk reader must name and never commits to (ops/kafka.py).
@@ -62,9 +62,10 @@ def grants(who: str, *, also_reads: tuple[str, ...] = ()) -> tuple[Grant, ...]:
     match role:
         case "admin":  # makes topics; it can neither read nor write them
             found |= {Grant(who, o, "TOPIC", f"{domain}.", True) for o in ("CREATE", "DESCRIBE")}  # type: ignore[arg-type]
-        case "reader" | "people":
+        case "reader" | "people" | "auditor":
+            open_to = [row for row in TOPICS if role == "auditor" or not row.is_private]
+            found |= {Grant(who, "READ", "TOPIC", row.of(domain)) for row in open_to}
             found |= {
-                Grant(who, "READ", "TOPIC", f"{domain}.", True),
                 Grant(who, "READ", "GROUP", BULK_GROUP),
                 Grant(who, "DESCRIBE", "GROUP", f"{domain}-", True),  # how far behind a job is
             }

@@ -23,6 +23,7 @@ class Topic:
     retention_ms: int
     cleanup: Literal["delete", "compact"] = "delete"
     is_transactional: bool = False
+    is_private: bool = False  # read by its writer and auditors alone
 
     def of(self, domain: str) -> str:
         """The topic's full name in Kafka."""
@@ -43,7 +44,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic("policies", "policy id/version, switch scope, or person", "a version of a policy, a switch, or a person", "people", 1, FOREVER),
     Topic("models", "alias/version", "which artefact an alias stands for", "people", 1, FOREVER),
     Topic("prompts", "prompt id/version", "a version of what language models are told", "people", 1, FOREVER),
-    Topic("exchanges", "call id/turn", "a call of a language model or of its tool, as it was", "reason", _DATA_PARTITIONS, FOREVER, "compact"),
+    Topic("exchanges", "call id/turn", "a call of a language model or of its tool, as it was", "reason", _DATA_PARTITIONS, FOREVER, "compact", is_private=True),
     Topic("audit-heads", "head number", "what every chain of decisions ended with, signed", "sealer", 1, FOREVER),
     Topic("dead-letters", "topic/partition/offset", "a record nobody could use, with its cause", "every job, producers, actuators", 1, FOREVER),
     Topic("late-facts", "subject", "a fact too late for its event-time window (the fast lane used it)", "context", 1, 30 * DAY_MS),

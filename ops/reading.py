@@ -30,14 +30,15 @@ def records(
 ) -> Iterator[str]:  # fmt: skip
     """One JSON object a record: partition, offset, key, value. Committed records only.
 
-    `follow` waits for more, for ever; otherwise it ends where the topic ended when it began.
+    A private topic is read as auditor. `follow` waits for more, for ever; otherwise it ends where the topic ended when it began.
     """
     short = topic.removeprefix(f"{domain}.")
     if short not in [row.name for row in TOPICS]:
         raise SetupFailed(f"expected a topic of {[row.name for row in TOPICS]}, came {topic!r}")
-    reader = kafka.consumer(bootstrap_servers, principal=principal(domain, "reader"))
+    row = topic_row(short)
+    reader = kafka.consumer(bootstrap_servers, principal=principal(domain, "auditor" if row.is_private else "reader"))
     try:
-        where = kafka.partitions(reader, [topic_row(short).of(domain)])
+        where = kafka.partitions(reader, [row.of(domain)])
         reader.assign(where)
         (reader.seek_to_beginning if from_beginning else reader.seek_to_end)(*where)
         ends = reader.end_offsets(where)

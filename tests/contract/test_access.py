@@ -48,12 +48,16 @@ def test_no_right_reaches_another_domain() -> None:
 
 
 def test_outside_the_jobs_nobody_writes_what_they_make() -> None:
-    outside = ("producer", "actuator", "sealer", "people", "reader", "admin", "replay")
+    outside = ("producer", "actuator", "sealer", "people", "reader", "auditor", "admin", "replay")
     made_inside = {f"{DOMAIN}.{name}" for name in ("situations", "proposals", "decisions", "commands", "limits", "exchanges")}
     for role in outside:
         assert not rights(role, "WRITE") & made_inside, role
-    for role in ("reader", "admin", "replay"):
+    for role in ("reader", "auditor", "admin", "replay"):
         assert not rights(role, "WRITE"), role
+
+
+def test_what_models_were_told_is_read_by_the_job_that_asks_them_and_by_auditors_alone() -> None:
+    assert [role for role in ROLES if f"{DOMAIN}.exchanges" in rights(role, "READ")] == ["reason", "auditor"]
 
 
 def test_what_puts_records_back_may_write_nothing_that_acts() -> None:
