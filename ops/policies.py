@@ -14,11 +14,12 @@ from contracts.access import principal
 from contracts.approval import Person
 from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
-from contracts.errors import PolicyProblem, PolicyRefused
+from contracts.errors import PolicyProblem, PolicyRefused, SetupFailed
 from contracts.policy import Policy, PolicySwitch, Status
 from contracts.topics import topic
-from jobs.settings import ROOT
+from jobs.settings import ROOT, load_settings
 from ops import kafka
+from udfs.agents.definition import load_agents
 from udfs.policy.policy_file import load
 from udfs.serde import write_event
 
@@ -228,6 +229,20 @@ def _moved(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise PolicyRefused.of([PolicyProblem(str(first["loc"][0]), str(first["msg"]))]) from None
+
+
+def switch(
+    domain: str, *, is_paused: bool, agent: str | None, action: str | None, subject: str | None, reason: str, author: str
+) -> PolicySwitch:
+    """A pause, or its end, of what the domain has. Raises SetupFailed for an agent or action it has not."""
+    contract = load_domain(domain)
+    if action is not None and action not in contract.actions:
+        raise SetupFailed(f"--action: expected one of {sorted(contract.actions)}, came {action!r}")
+    if agent is not None:
+        names = sorted(each.agent for each in load_agents(load_settings(domain).agents_file, contract))
+        if agent not in names:
+            raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")
+    return PolicySwitch(paused=is_paused, agent=agent, action=action, subject=subject, reason=reason, author=author)
 
 
 def throw_switch(
