@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
@@ -64,9 +65,14 @@ class _Commands(UserDict[str, Any]):
         return commands_of(self.data[name]).commands[name]
 
 
-app = TyperGroup(
-    name="flyball",
+class _Group(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands(COMMANDS)
+
+
+app = typer.Typer(
+    name="flyball", cls=_Group, callback=lambda: None,  # typer makes a group only of what has a callback or commands
     help="Runs autonomous agents on live event streams; none acts until a versioned policy allows it.",
-    no_args_is_help=True, rich_markup_mode="rich",
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )  # fmt: skip
-app.commands = _Commands(COMMANDS)
