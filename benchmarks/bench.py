@@ -76,7 +76,7 @@ def first_decision() -> float:
 
 
 def plans(minutes: float | None = None) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What can be measured, by the name `--only` takes (listed in its help, ops/cli.py): figures by name.
+    """What can be measured, by the name `--only` takes (listed in its help, ops/cli/checkout.py): figures by name.
 
     `minutes`: how long soak takes, overload has too much, each half of hot_key takes; instead of 30, 1 and 1.
     """

@@ -19,9 +19,9 @@ from contracts.errors import JobFailed
 from contracts.topics import topic
 from jobs.settings import ROOT, load_settings
 from ops import audit, cluster, flink_jobs, instance, kafka, shipped
+from ops.emit import closing_tick_ms
 from ops.home import Home, environment
 from ops.player import Emitted, Emitter, read_file
-from ops.run import closing_tick_ms
 from ops.world import NewFact, load_world
 
 # Domain: the partition all its facts go to; None: by their key.

@@ -9,7 +9,7 @@ before (contracts/data.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from contracts.catalogue import EventType, event_types
 from contracts.compatibility import breaks
 from contracts.data import unchanged
+from contracts.errors import SetupFailed
 from contracts.json_schema import DIALECT, data_schema
 
 FOLDER: Final = Path(__file__).parent / "published"
@@ -81,6 +82,20 @@ def publish(event: EventType, below: Path = FOLDER) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(schema_now(event), indent=1) + "\n")
     return path
+
+
+def publish_new(domains: Iterable[str], *, again: Collection[str] = (), below: Path = FOLDER) -> list[Path]:
+    """Write each type's version that is not published yet, and of the types `again` the one that is, as it is now.
+
+    Raises SetupFailed, having written nothing, when any may not follow what is published, or is none.
+    """
+    domains = list(domains)
+    if unknown := set(again) - {event.name for event in types_of(domains)}:
+        raise SetupFailed(f"--replace: expected event types, came {', '.join(sorted(unknown))}")
+    if wrong := [one for one in check(domains, below=below) if one.event_type not in again]:
+        raise SetupFailed("\n".join(["not published:", *map(str, wrong)]))
+    wanted = {event.name for event in unpublished(domains, below)} | set(again)
+    return [publish(event, below) for event in types_of(domains) if event.name in wanted]
 
 
 def check(

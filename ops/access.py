@@ -7,6 +7,7 @@ goes to the broker salted and hashed inside TLS, never through arguments of a pr
 
 from __future__ import annotations
 
+import os
 import secrets as random
 import stat
 import time
@@ -34,11 +35,30 @@ from contracts.access import NAMED, ROLES, Grant, grants, principal, role_of
 from contracts.errors import BrokerUnavailable, SetupFailed
 from jobs.settings import load_settings
 from ops import certificates
+from ops.home import Home
+from udfs import broker_access
 from udfs.broker_access import password, password_file
 
 ITERATIONS = 4096  # what SCRAM asks at least: guessing is hopeless, these passwords are 256 random bits
 _PATIENCE_S = 30.0
 _READS = (AclOperation.READ, AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
+
+
+def secrets_of(home: Home) -> Path:
+    """Where this process has its secrets, or else where those of `home` are."""
+    return broker_access.folder() or home.secrets
+
+
+def tell(home: Home, domain: str) -> bool:
+    """`establish`, where a secure broker is at hand; False: the next secure start does it."""
+    from ops import instance  # with all it starts: `list` needs none of that
+
+    servers = os.environ.get("FLYBALL_INTERNAL_SERVERS", "")
+    if not servers and instance.is_running(home) and home.is_secure:
+        servers = instance.internal_servers(home)
+    if servers:
+        establish(servers, secrets_of(home), domain)
+    return bool(servers)
 
 
 def principals(folder: Path, domain: str) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from contracts.access import principal
 from contracts.approval import Answer, Override, Signed
+from contracts.data import ActionParameters
 from contracts.decision import Decision, Noted
 from contracts.domain import columns, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
@@ -86,9 +87,22 @@ def find(bootstrap_servers: str, domain: str, wanted: str) -> Request:
     return found[0]
 
 
+def has_counted(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether anything came of what a person said, by what `govern` made of it (`answer`, `override`)."""
+    last = entries[-1]["data"]
+    return not (last.get("what") == "refused" or last.get("reason") == "override_not_permitted")
+
+
+def _known_action(domain: str, action: str) -> type[ActionParameters]:
+    known = load_domain(domain).actions
+    if action not in known:
+        raise SetupFailed(f"expected an action of {sorted(known)}, came {action!r}")
+    return known[action]
+
+
 def typed(domain: str, action: str, settings: Sequence[str]) -> dict[str, Any]:
     """`k=v` texts as the action's parameters. Raises SetupFailed naming what was expected."""
-    kinds = columns(load_domain(domain).actions[action])
+    kinds = columns(_known_action(domain, action))
     found: dict[str, Any] = {}
     readers: dict[str, Callable[[str], Any]] = {
         "STRING": str, "BIGINT": int, "DOUBLE": float, "BOOLEAN": lambda text: {"true": True, "false": False}[text],
@@ -148,9 +162,7 @@ def override(
     parameters: Mapping[str, Any], reason: str, break_glass: bool, now_ms: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Sign and send a person's own command; what `govern` made of it."""
-    known = load_domain(domain).actions
-    if action not in known:
-        raise SetupFailed(f"expected an action of {sorted(known)}, came {action!r}")
+    _known_action(domain, action)
     data = {
         "action": action, "parameters": dict(parameters), "reason": reason, "break_glass": break_glass,
     }  # fmt: skip

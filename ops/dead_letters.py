@@ -278,6 +278,13 @@ def corrected_lines(lines: Iterable[bytes]) -> dict[str, bytes]:
     return found
 
 
+def choose_corrected(found: Sequence[History], lines: Iterable[bytes]) -> tuple[list[History], dict[str, bytes]]:
+    """The letters that corrected lines name, and each one's record. Raises SetupFailed."""
+    given = corrected_lines(lines)
+    chosen = choose(found, ids=given) if given else []
+    return chosen, {h.letter.id: given.get(h.letter.id) or given[h.letter.place] for h in chosen}
+
+
 def edit(letter: Letter, path: Path) -> bytes:
     """The record as the editor ($VISUAL, $EDITOR, otherwise vi) leaves it in the file `path`; JSON is shown indented.
 

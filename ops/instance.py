@@ -62,6 +62,17 @@ def internal_servers(home: Home) -> str:
     return f"127.0.0.1:{ports['internal']}" if isinstance(ports, dict) and "internal" in ports else ""
 
 
+def bootstrap_servers(home: Home) -> str:
+    """The running instance's broker; from here on this process speaks to it as it asks. Raises SetupFailed."""
+    if not is_running(home):
+        raise SetupFailed(
+            f"nothing runs in {home.path}: start it with './flyball up DOMAIN' (or set"
+            " FLYBALL_BOOTSTRAP_SERVERS to a broker elsewhere)"
+        )
+    take_secrets(home)
+    return str(home.read_state()["bootstrap_servers"])
+
+
 def take_secrets(home: Home) -> None:
     """From here on this process speaks to the broker of `home` as that asks (udfs/broker_access.py)."""
     os.environ.update(home.broker_environment())

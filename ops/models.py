@@ -10,15 +10,12 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
-from contracts.access import principal
-from contracts.envelope import derive_id, schema_urn
+from contracts.envelope import derive_id
 from contracts.errors import ModelRefused
 from contracts.model import ModelAlias
-from contracts.topics import topic
 from jobs.settings import ROOT
-from ops import kafka
+from ops import versions
 from udfs.agents.onnx_model import load_model
-from udfs.serde import write_event
 
 
 def model_folder(domain: str) -> Path:
@@ -60,35 +57,23 @@ def shipped_models(domain: str) -> list[ModelAlias]:
 
 def publish(bootstrap_servers: str, domain: str, models: list[ModelAlias], *, now_ms: int) -> None:
     """Write one alias event per model; `propose` answers with the newest from then on."""
-    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
-    try:
-        for model in models:
-            key = f"{model.alias}/{model.version}"
-            event = write_event(
-                event_id=derive_id(f"{key}/{model.sha256}/{now_ms}", "model", domain),
-                source=f"/flyball/{domain}/ops/model",
-                event_type=ModelAlias.event_type,
-                subject=key,
-                time_ms=now_ms,
-                dataschema=schema_urn(domain, ModelAlias.event_type, ModelAlias.schema_version),
-                data=model.model_dump(mode="json"),
-            )
-            writer.send(topic("models").of(domain), key=key.encode(), value=event).get(timeout=30)
-    finally:
-        writer.close()
+    versions.write(
+        bootstrap_servers, domain, "models", "model",
+        (
+            (key := f"{model.alias}/{model.version}", derive_id(f"{key}/{model.sha256}/{now_ms}", "model", domain), model)
+            for model in models
+        ),
+        now_ms=now_ms,
+    )  # fmt: skip
 
 
 def published(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[str, object]]]:
     """(offset, event) of every readable alias event, oldest first."""
-    for record in kafka.read_all(bootstrap_servers, [topic("models").of(domain)]):
-        try:
-            event = orjson.loads(record.value or b"")
-        except orjson.JSONDecodeError:
-            continue
-        if not isinstance(event, dict) or event.get("type") != ModelAlias.event_type:
+    for offset, event in versions.events(bootstrap_servers, domain, "models"):
+        if event.get("type") != ModelAlias.event_type:
             continue
         try:
             ModelAlias.model_validate_json(orjson.dumps(event.get("data")))
         except (ValidationError, orjson.JSONEncodeError):
             continue  # `propose` keeps it in dead letters
-        yield record.offset, event
+        yield offset, event

@@ -8,10 +8,9 @@ the private one is the person's own and stays with them (`approve ... --key FILE
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,9 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from contracts.approval import Person, PersonName, PublicKey, Right
 from contracts.data import Slug
 from contracts.errors import SetupFailed
-from contracts.topics import topic
 from jobs.settings import ROOT
-from ops import kafka
+from ops import versions
 from ops.home import Home
 from udfs.policy.signing import public_text
 from udfs.yaml_file import read_yaml
@@ -132,7 +130,7 @@ def people(home: Home, domain: str) -> list[Person]:
 def published(bootstrap_servers: str, domain: str) -> dict[str, Person]:
     """Everybody `govern` knows, by name, as the newest event about them left it."""
     found: dict[str, Person] = {}
-    for event in _events(bootstrap_servers, domain):
+    for _, event in versions.events(bootstrap_servers, domain, "policies"):
         if event.get("type") == Person.event_type:
             try:
                 person = Person.model_validate_json(orjson.dumps(event["data"]))
@@ -152,13 +150,3 @@ def news(known: Mapping[str, Person], wanted: Sequence[Person]) -> list[Person]:
         if name not in names and person.is_active
     ]
     return changed + gone
-
-
-def _events(bootstrap_servers: str, domain: str) -> Iterator[dict[str, Any]]:
-    for record in kafka.read_all(bootstrap_servers, [topic("policies").of(domain)]):
-        try:
-            event = orjson.loads(record.value or b"")
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            yield event

@@ -10,19 +10,16 @@ from typing import get_args
 import orjson
 from pydantic import ValidationError
 
-from contracts.access import principal
 from contracts.approval import Person
+from contracts.data import Data
 from contracts.domain import DomainContract, load_domain
-from contracts.envelope import derive_id, format_time_ms, schema_urn
-from contracts.errors import PolicyProblem, PolicyRefused
+from contracts.envelope import derive_id, format_time_ms
+from contracts.errors import PolicyProblem, PolicyRefused, SetupFailed
 from contracts.policy import DEFAULT_APPROVAL, Policy, PolicySwitch, Status
-from contracts.topics import topic
-from jobs.settings import ROOT
-from ops import kafka, people
+from jobs.settings import ROOT, load_settings
+from ops import people, versions
+from udfs.agents.definition import load_agents
 from udfs.policy.policy_file import load
-from udfs.serde import write_event
-
-_VERSIONS = {kind.event_type: kind.schema_version for kind in (Policy, PolicySwitch, Person)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _unknown_names(
 def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]:
     """"id@version" -> that version as its newest event left it, in the order of first publishing."""
     found: dict[str, PublishedPolicy] = {}
-    for offset, event in _events(bootstrap_servers, domain):
+    for offset, event in versions.events(bootstrap_servers, domain, "policies"):
         if event.get("type") != Policy.event_type:
             continue
         try:
@@ -144,7 +141,7 @@ def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPolicy]
 def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
     """The newest switch of each scope."""
     found: dict[tuple[str | None, ...], PolicySwitch] = {}
-    for _, event in _events(bootstrap_servers, domain):
+    for _, event in versions.events(bootstrap_servers, domain, "policies"):
         if event.get("type") == PolicySwitch.event_type:
             try:
                 switch = PolicySwitch.model_validate(event["data"])
@@ -152,16 +149,6 @@ def switches(bootstrap_servers: str, domain: str) -> list[PolicySwitch]:
                 continue
             found[(switch.agent, switch.action, switch.subject)] = switch
     return list(found.values())
-
-
-def _events(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for record in kafka.read_all(bootstrap_servers, [topic("policies").of(domain)]):
-        try:
-            event = orjson.loads(record.value or b"")
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            yield record.offset, event
 
 
 def publish(
@@ -184,11 +171,7 @@ def publish(
             )
     if problems:
         raise PolicyRefused.of(problems)
-    _send(
-        bootstrap_servers, domain,
-        [(f"{p.policy_id}/{p.version}", Policy.event_type, p.model_dump(mode="json")) for p in policies],
-        now_ms,
-    )  # fmt: skip
+    _write(bootstrap_servers, domain, ((f"{p.policy_id}/{p.version}", p) for p in policies), now_ms)
     return [f"{p.policy_id}@{p.version}" for p in policies]
 
 
@@ -248,42 +231,42 @@ def _moved(
         raise PolicyRefused.of([PolicyProblem(str(first["loc"][0]), str(first["msg"]))]) from None
 
 
+def switch(
+    domain: str, *, is_paused: bool, agent: str | None, action: str | None, subject: str | None, reason: str, author: str
+) -> PolicySwitch:
+    """A pause, or its end, of what the domain has. Raises SetupFailed for an agent or action it has not."""
+    contract = load_domain(domain)
+    if action is not None and action not in contract.actions:
+        raise SetupFailed(f"--action: expected one of {sorted(contract.actions)}, came {action!r}")
+    if agent is not None:
+        names = sorted(each.agent for each in load_agents(load_settings(domain).agents_file, contract))
+        if agent not in names:
+            raise SetupFailed(f"--agent: expected one of {names}, came {agent!r}")
+    return PolicySwitch(paused=is_paused, agent=agent, action=action, subject=subject, reason=reason, author=author)
+
+
 def throw_switch(
     bootstrap_servers: str, domain: str, switch: PolicySwitch, *, now_ms: int
 ) -> None:
     """Publish a pause or its end; `govern` obeys from the next proposal it takes."""
     key = f"switch/{switch.agent or '*'}/{switch.action or '*'}/{switch.subject or '*'}"
-    _send(
-        bootstrap_servers, domain,
-        [(key, PolicySwitch.event_type, switch.model_dump(mode="json"))], now_ms,
-    )  # fmt: skip
+    _write(bootstrap_servers, domain, [(key, switch)], now_ms)
 
 
 def publish_people(
     bootstrap_servers: str, domain: str, people: Sequence[Person], *, now_ms: int
 ) -> None:
     """One event a person; `govern` knows them from then on."""
-    events: list[tuple[str, str, object]] = [
-        (f"person/{each.person}", Person.event_type, each.model_dump(mode="json")) for each in people
-    ]
-    _send(bootstrap_servers, domain, events, now_ms)
+    _write(bootstrap_servers, domain, ((f"person/{each.person}", each) for each in people), now_ms)
 
 
-def _send(
-    bootstrap_servers: str, domain: str, events: list[tuple[str, str, object]], now_ms: int
-) -> None:
-    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
-    try:
-        for ordinal, (key, kind, data) in enumerate(events):
-            event = write_event(
-                event_id=derive_id(f"{key}/{format_time_ms(now_ms)}", "policy", domain, ordinal),
-                source=f"/flyball/{domain}/ops/policy",
-                event_type=kind,
-                subject=key,
-                time_ms=now_ms,
-                dataschema=schema_urn(domain, kind, _VERSIONS[kind]),
-                data=data,
-            )
-            writer.send(topic("policies").of(domain), key=key.encode(), value=event).get(timeout=30)
-    finally:
-        writer.close()
+def _write(bootstrap_servers: str, domain: str, contents: Iterable[tuple[str, Data]], now_ms: int) -> None:
+    """One event a content, under its key; each time another id."""
+    versions.write(
+        bootstrap_servers, domain, "policies", "policy",
+        (
+            (key, derive_id(f"{key}/{format_time_ms(now_ms)}", "policy", domain, ordinal), content)
+            for ordinal, (key, content) in enumerate(contents)
+        ),
+        now_ms=now_ms,
+    )  # fmt: skip

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 from pydantic import ValidationError
 
-from contracts.access import principal
 from contracts.domain import load_domain
-from contracts.envelope import derive_id, schema_urn
+from contracts.envelope import derive_id
 from contracts.errors import SetupFailed
 from contracts.prompt import Prompt
-from contracts.topics import topic
 from jobs.settings import ROOT, load_settings
-from ops import kafka
+from ops import versions
 from udfs.agents.definition import LlmAgent, load_agents
 from udfs.reason.prompt import read_prompt_file
-from udfs.serde import write_event
 
 
 @dataclass(frozen=True)
@@ -98,23 +95,15 @@ def newest(prompts: Iterable[Prompt]) -> dict[str, Prompt]:
 def published(bootstrap_servers: str, domain: str) -> dict[str, PublishedPrompt]:
     """"id@version" -> that version as its newest event left it, in the order of first publishing."""
     found: dict[str, PublishedPrompt] = {}
-    for offset, event in _events(bootstrap_servers, domain):
+    for offset, event in versions.events(bootstrap_servers, domain, "prompts"):
+        if event.get("type") != Prompt.event_type:
+            continue
         try:
             prompt = Prompt.model_validate_json(orjson.dumps(event["data"]))
         except (ValidationError, KeyError, TypeError):
             continue  # `reason` keeps it in dead letters
         found[name_of(prompt)] = PublishedPrompt(prompt, offset, str(event.get("time")))
     return found
-
-
-def _events(bootstrap_servers: str, domain: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for record in kafka.read_all(bootstrap_servers, [topic("prompts").of(domain)]):
-        try:
-            event = orjson.loads(record.value or b"")
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and event.get("type") == Prompt.event_type:
-            yield record.offset, event
 
 
 def publish(bootstrap_servers: str, domain: str, prompts: Iterable[Prompt], *, now_ms: int) -> list[str]:
@@ -132,22 +121,14 @@ def publish(bootstrap_servers: str, domain: str, prompts: Iterable[Prompt], *, n
     ]
     if changed:
         raise SetupFailed(f"expected a new version for a changed prompt; published with other content: {', '.join(changed)}")
-    writer = kafka.producer(bootstrap_servers, principal=principal(domain, "people"))
-    try:
-        for prompt in prompts:
-            key = f"{prompt.prompt_id}/{prompt.version}"
-            event = write_event(
-                event_id=derive_id(f"{key}/{prompt.sha256}/{prompt.status}/{now_ms}", "prompt", domain),
-                source=f"/flyball/{domain}/ops/prompt",
-                event_type=Prompt.event_type,
-                subject=key,
-                time_ms=now_ms,
-                dataschema=schema_urn(domain, Prompt.event_type, Prompt.schema_version),
-                data=prompt.model_dump(mode="json"),
-            )
-            writer.send(topic("prompts").of(domain), key=key.encode(), value=event).get(timeout=30)
-    finally:
-        writer.close()
+    versions.write(
+        bootstrap_servers, domain, "prompts", "prompt",
+        (
+            (key := f"{p.prompt_id}/{p.version}", derive_id(f"{key}/{p.sha256}/{p.status}/{now_ms}", "prompt", domain), p)
+            for p in prompts
+        ),
+        now_ms=now_ms,
+    )  # fmt: skip
     return [name_of(prompt) for prompt in prompts]
 
 

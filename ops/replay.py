@@ -23,6 +23,7 @@ from jobs.settings import load_settings
 from ops import code_versions, flink_jobs, instance, kafka
 from ops.audit import read_period
 from ops.home import CHECKOUT, Home
+from ops.policies import check_files
 from udfs.policy.audit import Line
 from udfs.policy.govern import Governor
 from udfs.policy.policy_log import Candidates, PolicyLog
@@ -41,6 +42,14 @@ class Done:
         """As `--json` prints it."""
         rate = round(self.found.decisions / self.seconds) if self.seconds else None
         return {**self.found.to_dict(), "decisions_per_s": rate}
+
+
+def read_candidates(domain: str, folder: Path) -> list[Policy]:
+    """The policies of a folder, checked. Raises SetupFailed when it has none, PolicyRefused."""
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise SetupFailed(f"--policies: expected a folder with *.yaml, found none in {folder}")
+    return check_files(domain, files)
 
 
 def run(

@@ -20,6 +20,7 @@ from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import access, code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
+from ops.emit import close_windows
 from ops.home import Home
 from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
@@ -257,20 +258,6 @@ def _play(
     for problem in emitter.emitted.oversized:
         console.print(f"[red]not sent:[/red] {problem}")
     return report
-
-
-def close_windows(emitter: Emitter, bootstrap: str, settings: Settings) -> None:
-    """End an input with a tick on facts and outcomes; on the latter only an actuator may write."""
-    outcomes = kafka.producer(bootstrap, principal=principal(settings.domain, "actuator"))
-    emitter.tick(closing_tick_ms(emitter.emitted, settings), outcomes=outcomes)
-    outcomes.close()
-
-
-def closing_tick_ms(emitted: Emitted, settings: Settings) -> int:
-    """Far enough behind the last fact that every open window closes; never ahead of wall time."""
-    wanted = emitted.last_event_ms + (settings.watermark_delay_s + settings.largest_window_s) * 1000
-    latest = int(time.time() * 1000) + settings.max_ahead_s * 1000 - 1000
-    return max(emitted.last_event_ms, min(wanted, latest))
 
 
 def _wait_until_quiet(

@@ -18,7 +18,7 @@ from contracts.catalogue import EventType
 from contracts.compatibility import breaks
 from contracts.data import Data, FactData, current, unchanged
 from contracts.domain import DomainContract, known_domains
-from contracts.errors import BadInput
+from contracts.errors import BadInput, SetupFailed
 from contracts.json_schema import data_schema
 from ops.home import CHECKOUT
 from udfs.serde import FactReader
@@ -121,6 +121,26 @@ def test_a_type_that_is_gone_is_named(tmp_path: Path) -> None:
     published.publish(EventType("machines", "facts", Filled), tmp_path)
     (gone,) = published.check(["machines"], below=tmp_path)
     assert (gone.event_type, "in no contract any more" in gone.what) == ("tank.filled", True)
+
+
+def test_a_version_is_published_once_and_again_only_when_its_type_is_named(tmp_path: Path) -> None:
+    written = published.publish_new(["machines"], below=tmp_path)
+
+    assert len(written) == sum(1 for _ in published.types_of(["machines"]))
+    assert published.publish_new(["machines"], below=tmp_path) == []
+    assert published.publish_new(["machines"], again={written[0].parent.name}, below=tmp_path) == [written[0]]
+    with pytest.raises(SetupFailed, match="--replace: expected event types, came tank"):
+        published.publish_new(["machines"], again={"tank.filled"}, below=tmp_path)
+
+
+def test_nothing_is_published_when_one_type_may_not_follow(tmp_path: Path) -> None:
+    (missing, *_) = published.publish_new(["machines"], below=tmp_path)
+    missing.unlink()
+    published.publish(EventType("machines", "facts", Filled), tmp_path)
+
+    with pytest.raises(SetupFailed, match="not published:\ntank"):
+        published.publish_new(["machines"], below=tmp_path)
+    assert not missing.exists()
 
 
 # --- what breaks -----------------------------------------------------------------------------------

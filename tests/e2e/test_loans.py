@@ -19,6 +19,7 @@ from contracts.envelope import format_time_ms, parse_time_ms
 from ops import approvals
 from ops import instance as embedded
 from ops import run as runner
+from ops.emit import closing_tick_ms
 from ops.home import CHECKOUT, Home
 from ops.player import Emitter
 from ops.trace import find_chain, tree_data
@@ -57,7 +58,7 @@ def loans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         asked = runner.Asked(domain="loans", seed=1, count=COUNT)
         emitter = Emitter(loop.contract, loop._writer, file_name="seed-1")
         emitter.emit(runner.items(asked, loop.settings, world, watch), rate=RATE)
-        emitter.tick(runner.closing_tick_ms(emitter.emitted, loop.settings))
+        emitter.tick(closing_tick_ms(emitter.emitted, loop.settings))
         loop.settle(timeout_s=300)
         yield loop
     finally:

@@ -14,6 +14,7 @@ import pytest
 
 from contracts.envelope import parse_time_ms
 from ops import run as runner
+from ops.emit import closing_tick_ms
 from ops.player import Emitter
 from ops.trace import find_chain, tree_data
 from ops.watch import Watch
@@ -64,7 +65,7 @@ def played(loop: Loop, seed: int, count: int) -> System:
         asked = runner.Asked(domain="incidents", seed=seed, count=count)
         emitter = Emitter(loop.contract, loop._writer, file_name=f"seed-{seed}")
         emitter.emit(runner.items(asked, loop.settings, world, watch), rate=None)
-        emitter.tick(runner.closing_tick_ms(emitter.emitted, loop.settings))
+        emitter.tick(closing_tick_ms(emitter.emitted, loop.settings))
         loop.settle(timeout_s=300)
     finally:
         watch.stop()
