@@ -120,7 +120,7 @@ def test(context: typer.Context) -> None:
             raise typer.Exit(code)
 
 
-@app.command("help")
+@command(app, "help")
 def show_help(context: typer.Context) -> None:
     """This list."""
     assert context.parent is not None

@@ -21,7 +21,13 @@ from ops.plain import plain
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-out = Console(width=None if sys.stdout.isatty() else 180)
+
+class _Out(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # told() ends it; rich would exit with 1
+
+
+out = _Out(width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True)
 
 
@@ -30,6 +36,7 @@ def told() -> Iterator[None]:
     """Errors Flyball raises on purpose become one clear line and exit code 1."""
     try:
         yield
+        sys.stdout.flush()
     except FlyballError as error:
         err.print("[red]error:[/red]", end=" ")
         err.print(plain(error))
@@ -37,8 +44,8 @@ def told() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # `| head` has read enough; Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
 
 
