@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,6 +101,9 @@ def redrive(
     Options narrow each other down. What was corrected must fit its contract. A letter is redriven once; when its record
     dies again, that is a new letter. Exit code 1 when anything is refused.
     """
+    import shutil
+    import tempfile
+
     from ops import dead_letters
 
     named = [name for given in ids or [] for name in given.split(",") if name]
