@@ -231,10 +231,8 @@ class Commands:
         poll found is read again, for in a partition it keeps the client goes on past what waited. Until all members
         have joined nothing is ours.
         """
-        self._member, self._parts, self._committed, self._sent, self._reported = member, {}, {}, [], []
-        if not self._is_alone and member.state != MemberState.STABLE:
-            return
-        for place in self._reader.assignment():
+        self._parts, self._committed, self._sent, self._reported = {}, {}, [], []
+        for place in self._reader.assignment() if self._is_alone or member.state == MemberState.STABLE else ():
             committed = self._reader.committed(place, metadata=True)
             if committed is None:
                 self._reader.seek_to_beginning(place)
@@ -242,6 +240,7 @@ class Commands:
                 self._reader.seek(place, committed.offset)
                 self._committed[place] = committed.offset, committed.metadata
             self._parts[place] = Unfinished.committed(committed.metadata if committed else "")
+        self._member = member
 
     def _choose(self) -> tuple[Unfinished, kafka.Record] | None:
         """Of what may be handled now the command that came first."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter
@@ -409,3 +411,24 @@ def test_a_commit_passes_markers_of_transactions_when_nothing_waits() -> None:
     part.add(record(0))
     part.finish(record(0))
     assert part.to_commit(position=2) == (2, "")
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30))
+def test_each_takes_up_just_what_those_before_left_when_a_partition_moves_twice(
+    first: set[int], second: set[int], first_read: int, second_read: int
+) -> None:
+    finished: set[int] = set()
+    offset, metadata = 0, ""
+    for done, read in ((first, first_read), (second, second_read), (set(range(31)), 31)):
+        part, position = Unfinished.committed(metadata), max(offset, read)
+        for number in range(offset, position):
+            part.add(record(number))
+            assert (number in part.records) == (number not in finished)
+        for number in done & part.records.keys():
+            if part.records[number]:
+                part.finish(record(number))
+                finished.add(number)
+        offset, metadata = part.to_commit(position)
+    assert (offset, metadata) == (31, "")
+    assert finished == set(range(31)), "once each: what was finished is not there to be finished again"
