@@ -167,6 +167,18 @@ def test_reading_goes_on_behind_what_was_committed_when_it_restarts(plant: Plant
     assert [o.command_id for o in plant.orders] == ["c-1", "c-2"]
 
 
+def test_the_next_step_publishes_the_stored_outcome_when_the_broker_did_not_take_it(plant: Plant) -> None:
+    plant.command(a_command())
+    actuator = plant.start()
+    plant.broker.is_down = True
+    with pytest.raises(KafkaError):
+        actuator.step()
+    plant.broker.is_down = False
+    actuator.step()
+    assert len(plant.orders) == len(plant.outcomes()) == 1
+    assert list(plant.broker.committed.values()) == [1]
+
+
 def test_the_stored_outcome_is_published_when_a_crash_came_before_it_could_be(plant: Plant) -> None:
     plant.command(a_command())
     plant.broker.is_down = True
