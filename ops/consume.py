@@ -109,7 +109,8 @@ class Unfinished:
         self.due_ms.pop(record.key, None)
 
     def is_full(self) -> bool:
-        return len(self.records) + _BATCH > MAX_WAITING
+        """Whether with another batch more might wait than a commit can name; what was not read again yet does not count."""
+        return sum(record is not None for record in self.records.values()) + _BATCH > MAX_WAITING
 
 
 class Commands:

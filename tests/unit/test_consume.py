@@ -406,6 +406,15 @@ def test_what_is_no_longer_in_its_topic_is_waited_for_no_more_when_the_reader_is
     assert part.to_commit(position=5) == (7, "")
 
 
+def test_what_a_commit_names_is_read_again_when_it_names_as_many_as_may_wait() -> None:
+    part = Unfinished.committed("500:" + ",".join(map(str, range(200, 400))))
+    for offset in range(200, 350):
+        assert not part.is_full()
+        part.add(record(offset))
+    part.add(record(350))
+    assert part.is_full()
+
+
 def test_a_commit_passes_markers_of_transactions_when_nothing_waits() -> None:
     part = Unfinished()
     part.add(record(0))
