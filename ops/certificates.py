@@ -108,7 +108,7 @@ def checked(folder: Path, hosts: Sequence[str] = HOSTS, *, now: datetime) -> str
         certificate = _read(path)
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not begins <= now < ends:
-            how = "'./flyball access renew' makes a new one" if name == "broker.pem" else "see docs/operations.md, Security"
+            how = "'./flyball access renew' makes a new one" if name == "broker.pem" else "see docs/security.md"
             raise SetupFailed(
                 f"{path}: valid from {begins:%Y-%m-%dT%H:%MZ} until {ends:%Y-%m-%dT%H:%MZ}, it is {now:%Y-%m-%dT%H:%MZ}; {how}"
             )

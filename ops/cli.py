@@ -468,7 +468,7 @@ def audit_export(
 
 @command(app)
 def trace(
-    id: Annotated[str, typer.Argument(help="an event id or a correlation id")], as_json: AsJson = False
+    id: Annotated[str, typer.Argument(help="an event id, a correlation id, or its first 12 characters")], as_json: AsJson = False
 ) -> None:
     """The causal tree around an event: what caused it, what came of it."""
     from contracts.access import principal

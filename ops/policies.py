@@ -15,10 +15,10 @@ from contracts.approval import Person
 from contracts.domain import DomainContract, load_domain
 from contracts.envelope import derive_id, format_time_ms, schema_urn
 from contracts.errors import PolicyProblem, PolicyRefused
-from contracts.policy import Policy, PolicySwitch, Status
+from contracts.policy import DEFAULT_APPROVAL, Policy, PolicySwitch, Status
 from contracts.topics import topic
 from jobs.settings import ROOT
-from ops import kafka
+from ops import kafka, people
 from udfs.policy.policy_file import load
 from udfs.serde import write_event
 
@@ -40,8 +40,10 @@ def policy_files(domain: str) -> list[Path]:
 
 def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
     """Every policy of `files`, or PolicyRefused with all problems of all of them."""
-    variables = load_domain(domain).policy_variables()
     contract = load_domain(domain)
+    variables = contract.policy_variables()
+    people_file = people.people_file(domain)
+    known_people = people.read_people(people_file).people
     policies: list[Policy] = []
     problems: list[PolicyProblem] = []
     for file in files:
@@ -60,6 +62,8 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
                 if name not in known
             ]
         problems += _unknown_names(policy, contract, variables, str(file))
+        if known_people:  # where there are none, all that waits for people expires to deny
+            problems += _missing_people(policy, {p.person: p.roles for p in known_people}, people_file, str(file))
         same = [p for p in policies if (p.policy_id, p.version) == (policy.policy_id, policy.version)]
         if same:
             problems.append(
@@ -72,6 +76,20 @@ def check_files(domain: str, files: Sequence[Path]) -> list[Policy]:
     if problems:
         raise PolicyRefused.of(problems)
     return policies
+
+
+def _missing_people(
+    policy: Policy, roles_of: Mapping[str, Sequence[str]], people_file: Path, file: str
+) -> Iterator[PolicyProblem]:
+    """Whom a hold of this policy would ask in vain; without `approval` it holds what it cannot evaluate, on default terms."""
+    terms = policy.approval or DEFAULT_APPROVAL
+    for asked, least in ((terms, terms.approvers), *((later, 1) for later in terms.escalate)):
+        able = [person for person, roles in roles_of.items() if not set(asked.roles).isdisjoint(roles)]
+        if len(able) < least:
+            yield PolicyProblem(
+                f"at least {least} with a role of {', '.join(asked.roles)} in {people_file}, who are asked when it holds",
+                ", ".join(able) or "nobody", file=file,
+            )  # fmt: skip
 
 
 def _unknown_names(

@@ -173,7 +173,7 @@ def _drain(refused: list[Item]) -> Iterator[Item]:
 
 
 def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
-    """Play a domain's input through the whole loop and give the report. See the README for its keys."""
+    """Play a domain's input through the whole loop and give the report. docs/operations.md tells its keys."""
     began = time.monotonic()
     if instance.is_running(home):
         raise SetupFailed(

@@ -1,4 +1,4 @@
-"""The real Flink SQL client, with every topic as a table and the views of each domain already there."""
+"""The real Flink SQL client, with every topic as a table and the views of a domain already there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from contracts import ddl
 from contracts.access import principal
-from contracts.domain import known_domains, load_domain
+from contracts.domain import load_domain
 from contracts.errors import SetupFailed
 from ops import cluster, instance
 from ops.home import CHECKOUT, Home
@@ -40,18 +40,15 @@ _NOISE = re.compile(r"Successfully initialized from sql script|Command history f
 
 
 def init_script(domain: str, bootstrap_servers: str) -> str:
-    """What the client runs first: each domain's tables and views in a database of its own.
+    """What the client runs first: the domain's tables and views, in a database of its name.
 
-    `domain` is the current database. Raises SetupFailed when there is no such domain.
+    Raises SetupFailed when there is no such domain.
     """
     load_domain(domain)
-    parts = []
-    for name in known_domains():
-        parts.append(ddl.script(name, bootstrap_servers, broker_access.flink(principal(name, "reader"))))
-        views = CHECKOUT / "sql" / name / "views.sql"
-        if views.exists():
-            parts.append(views.read_text(encoding="utf-8"))
-    return "\n".join([*parts, f"USE `{domain}`;", _SETTINGS])
+    tables = ddl.script(domain, bootstrap_servers, broker_access.flink(principal(domain, "reader")))
+    views = CHECKOUT / "sql" / domain / "views.sql"
+    told = views.read_text(encoding="utf-8") if views.exists() else ""
+    return "\n".join([tables, told, _SETTINGS])
 
 
 def _prepare(home: Home, domain: str, bootstrap_servers: str) -> Path:

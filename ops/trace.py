@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 from rich.text import Text
 from rich.tree import Tree
 
+from contracts.errors import SetupFailed
 from contracts.topics import topic
 from ops import kafka
 from ops.plain import plain
@@ -16,6 +18,7 @@ from ops.plain import plain
 CHAIN = ("facts", "situations", "proposals", "decisions", "approvals", "commands", "outcomes")
 
 NOUNS = {"approvals": "answer"}
+SHORT_ID = 12  # so many characters of an id are shown
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,20 @@ def _scan(bootstrap_servers: str, domain: str, needle: bytes) -> list[Link]:
 
 
 def find_chain(bootstrap_servers: str, domain: str, wanted: str) -> list[Link]:
-    """Every event of the chain that `wanted` (an event id or correlation id) belongs to.
+    """Every event of the chain that `wanted` belongs to: an event id, a correlation id, or how one begins.
 
-    Empty when no topic of the domain holds it. A record that was written twice appears once.
+    Empty when no topic of the domain holds it. A record that was written twice appears once. Raises SetupFailed
+    when events of several chains begin like this.
     """
     near = _scan(bootstrap_servers, domain, wanted.encode())
-    named = [link for link in near if wanted in (link.event.get("id"), link.event.get("correlationid"))]
-    if not named:
+    chains = _correlations(near, lambda name: name == wanted)
+    if not chains and len(wanted) >= SHORT_ID:
+        chains = _correlations(near, lambda name: name.startswith(wanted))
+    if not chains:
         return []
-    correlation = str(named[0].event.get("correlationid") or named[0].event["id"])
+    if len(chains) > 1:
+        raise SetupFailed(f"expected an id of one chain, but {wanted!r} begins ids of {', '.join(sorted(chains))}")
+    (correlation,) = chains
     if correlation != wanted:
         near = _scan(bootstrap_servers, domain, correlation.encode())
     chain: dict[str, Link] = {}
@@ -59,6 +67,12 @@ def find_chain(bootstrap_servers: str, domain: str, wanted: str) -> list[Link]:
         if correlation in (link.event.get("correlationid"), link.event.get("id")):
             chain.setdefault(str(link.event["id"]), link)
     return list(chain.values())
+
+
+def _correlations(links: list[Link], is_named: Callable[[str], bool]) -> set[str]:
+    """The chains of those events whose id or correlation id is asked for."""
+    names = ((str(link.event.get("id")), str(link.event.get("correlationid") or link.event.get("id"))) for link in links)
+    return {correlation for name, correlation in names if is_named(name) or is_named(correlation)}
 
 
 def tree_data(chain: list[Link]) -> list[dict[str, Any]]:
@@ -101,7 +115,7 @@ def _line(node: dict[str, Any]) -> Text:
     told_text = plain(text)
     if node["noun"] == "decision" and "verdict" in data:
         told_text.stylize("bold", 0, len(str(data["verdict"])))
-    where = plain(f" {str(node['id'])[:12]} {event.get('time')} ")
+    where = plain(f" {str(node['id'])[:SHORT_ID]} {event.get('time')} ")
     where.stylize("dim")
     return Text.assemble((f"{node['noun']:<9}", "cyan"), where, told_text)
 

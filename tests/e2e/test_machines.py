@@ -15,7 +15,7 @@ import pytest
 
 from contracts.envelope import derive_id, parse_time_ms
 from jobs.settings import ROOT
-from ops.trace import find_chain, tree_data
+from ops.trace import SHORT_ID, find_chain, tree_data
 from tests.loop import Loop, reading
 
 SERIES = ROOT / "data" / "machines" / "machine_temperature_system_failure.csv"
@@ -92,7 +92,7 @@ def test_a_chain_leads_from_a_fact_to_its_outcome_when_an_action_is_taken(machin
     (urgent,) = [c for c in machines.events("commands", failed[0]) if c["data"]["parameters"].get("priority") == "urgent"]
     assert urgent["data"]["agent"] == "escalation-rule"
     assert urgent["hops"] == 1
-    (root,) = tree_data(find_chain(machines.bootstrap, "machines", urgent["id"]))
+    (root,) = tree_data(find_chain(machines.bootstrap, "machines", urgent["id"][:SHORT_ID]))
     path = path_to(root, urgent["id"])
     assert [node["noun"] for node in path] == ["fact", "situation", "proposal", "decision", "command", "outcome",
                      "situation", "proposal", "decision", "command"]  # fmt: skip
