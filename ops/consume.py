@@ -222,8 +222,8 @@ class Commands:
         return len(found)
 
     def _poll(self) -> list[kafka.Record]:
-        is_waiting = any(part.records for part in self._parts.values())
-        return list(kafka.poll(self._reader, timeout_ms=50 if is_waiting else 1000))
+        # Long while the group deals out partitions: kafka-python 3.0.12 begins a join anew that ended between two polls.
+        return list(kafka.poll(self._reader, timeout_ms=100 if self._parts or self._is_alone else 1000))
 
     def _begin(self, member: ConsumerGroupMetadata) -> None:
         """Take up the partitions that are ours as `member`, where and with what was committed last.
