@@ -74,11 +74,13 @@ def consumer(
         raise BrokerUnavailable(f"no broker answered at {bootstrap_servers}: {error}") from error
 
 
-def member(bootstrap_servers: str, group: str, *, principal: str | None = None) -> KafkaConsumer:
+def member(
+    bootstrap_servers: str, group: str, *, principal: str | None = None, max_poll: int = 500
+) -> KafkaConsumer:
     """A reader of committed records in a consumer group, which commits by hand; a group begins with the oldest.
 
-    One that was killed is missed after ten seconds. It gives at most 50 records at once: they are handled before the
-    next poll, which may be five minutes off.
+    The group waits for the next poll of each member when one comes or goes, which they hear of within a second.
+    One that was killed is missed after ten seconds, one that does not poll after five minutes.
     """
     try:
         return KafkaConsumer(
@@ -89,7 +91,8 @@ def member(bootstrap_servers: str, group: str, *, principal: str | None = None) 
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=10_000,
-            max_poll_records=50,
+            heartbeat_interval_ms=1_000,
+            max_poll_records=max_poll,
             fetch_max_wait_ms=20,
             metrics_enabled=False,
         )

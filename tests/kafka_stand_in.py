@@ -9,7 +9,7 @@ from typing import Any
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
 
 
 @dataclass
@@ -77,21 +77,25 @@ class StandInConsumer:
         self._places = [TopicPartition(topic, 0) for topic in topics]
         self._positions = {place: broker.committed.get(place, 0) for place in self._places}
         self._paused: set[TopicPartition] = set()
-        self._listener: Any = None
+        self._generation = 0
+        self._is_dealing = False
 
-    def subscribe(self, topics: list[str], listener: Any) -> None:
+    def subscribe(self, topics: list[str]) -> None:
         """Every partition of `topics` is this reader's at once."""
-        self._listener = listener
-        listener.on_partitions_assigned({TopicPartition(topic, 0) for topic in topics})
         self._places = [TopicPartition(topic, 0) for topic in topics]
         self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
 
-    def rebalance(self) -> None:
-        """The partitions are taken away and given back, as when another member comes and goes."""
-        self._listener.on_partitions_revoked(set(self._places))
-        self._positions = {place: self._broker.committed.get(place, 0) for place in self._places}
-        self._paused.clear()
-        self._listener.on_partitions_assigned(set(self._places))
+    def rebalance(self, *, is_dealing: bool = False) -> None:
+        """Another member comes or goes. The partitions stay, and where the reader stands in them, as kafka-python does it.
+
+        `is_dealing`: not all have joined yet; that goes on until this is called again.
+        """
+        self._generation += 1
+        self._is_dealing = is_dealing
+
+    def group_metadata(self) -> ConsumerGroupMetadata:
+        state = MemberState.REBALANCING if self._is_dealing else MemberState.STABLE
+        return ConsumerGroupMetadata("group", self._generation, "member", None, state)
 
     def committed(self, place: TopicPartition, metadata: bool = False) -> OffsetAndMetadata | None:
         if place not in self._broker.committed:
@@ -135,7 +139,7 @@ class StandInConsumer:
     def poll(self, timeout_ms: int = 0) -> dict[TopicPartition, list[StoredRecord]]:
         found = {}
         for place in self._places:
-            if place in self._paused:
+            if place in self._paused or self._is_dealing:
                 continue
             batch = self._broker.topics[place.topic][self._positions[place] :]
             if batch:
@@ -143,7 +147,7 @@ class StandInConsumer:
                 self._positions[place] += len(batch)
         return found
 
-    def commit(self, offsets: dict[TopicPartition, Any], timeout_ms: int | None = None) -> None:
+    def commit(self, offsets: dict[TopicPartition, Any]) -> None:
         self._broker.committed |= {place: offset.offset for place, offset in offsets.items()}
         self._broker.committed_metadata |= {place: offset.metadata for place, offset in offsets.items()}
 

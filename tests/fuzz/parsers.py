@@ -21,7 +21,7 @@ from contracts.domain import load_domain
 from contracts.envelope import check_event, parse_json, parse_time_ms
 from jobs.settings import ROOT, load_settings
 from ops import approvals, audit, model_rules, models, people, player, prompt_tests
-from ops.consume import Commanded
+from ops.commanded import Commanded
 from ops.world import Done, NewFact, load_world
 from tests.asking import CONTRACT as INCIDENTS
 from tests.asking import agent, replied, symptom

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,12 @@ from kafka.errors import KafkaError
 from contracts.envelope import derive_id
 from contracts.outcome import Outcome
 from ops.actuator import without_handler
-from ops.consume import Commands, Memory
+from ops.consume import Commands
+from ops.memory import Memory
 from ops.world import Done, Order
 from tests.kafka_stand_in import StandInBroker, StandInConsumer, StandInProducer
+
+NOW_MS = 1_400_000_000_000
 
 
 def a_command(command_id: str = "c-1", *, action: str = "cool", expiry: str | None = None, **changes: object) -> bytes:
@@ -63,12 +65,11 @@ class Plant:
             "machines", {"cool": cool, "explode": explode, "mow": mow},
             reader=StandInConsumer(self.broker, "machines.commands"),  # type: ignore[arg-type]
             writer=StandInProducer(self.broker),  # type: ignore[arg-type]
-            memory=self._memory, otherwise=without_handler, now_ms=lambda: int((time.time() + self.step_s) * 1000),
+            memory=self._memory, otherwise=without_handler, now_ms=lambda: NOW_MS + int(self.step_s * 1000),
         )  # fmt: skip
 
     def command(self, value: bytes | None, *, waited_s: float = 0.0) -> None:
-        appended_ms = int((time.time() - waited_s) * 1000)
-        self.broker.put("machines.commands", b"m-1", value, timestamp=appended_ms)
+        self.broker.put("machines.commands", b"m-1", value, timestamp=NOW_MS - int(waited_s * 1000))
 
     def outcomes(self) -> list[dict[str, Any]]:
         return [orjson.loads(value or b"") for value in self.broker.values("machines.outcomes")]
@@ -164,6 +165,18 @@ def test_reading_goes_on_behind_what_was_committed_when_it_restarts(plant: Plant
     plant.command(a_command("c-2"))
     assert plant.start().step() == 1
     assert [o.command_id for o in plant.orders] == ["c-1", "c-2"]
+
+
+def test_the_next_step_publishes_the_stored_outcome_when_the_broker_did_not_take_it(plant: Plant) -> None:
+    plant.command(a_command())
+    actuator = plant.start()
+    plant.broker.is_down = True
+    with pytest.raises(KafkaError):
+        actuator.step()
+    plant.broker.is_down = False
+    actuator.step()
+    assert len(plant.orders) == len(plant.outcomes()) == 1
+    assert list(plant.broker.committed.values()) == [1]
 
 
 def test_the_stored_outcome_is_published_when_a_crash_came_before_it_could_be(plant: Plant) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter
 from contracts.errors import Retryable
 from ops import consume
-from ops.consume import Commands, Memory, Patience
+from ops.consume import Commands, Patience, Unfinished
+from ops.kafka import Record
+from ops.memory import Memory
 from ops.world import Done, Order
 from tests.kafka_stand_in import StandInBroker, StandInConsumer, StandInProducer
 
@@ -216,6 +220,47 @@ def test_nothing_is_done_twice_and_nothing_forgotten_when_partitions_move_while_
     assert plant.broker.committed[COMMANDS] == 2
 
 
+def test_nothing_is_handled_and_nothing_committed_when_partitions_are_being_dealt_out(plant: Plant) -> None:
+    plant.down["m-1"] = ConnectionError()
+    plant.command("a1")
+    commands = plant.start()
+    commands.step()
+    plant.reader.rebalance(is_dealing=True)
+    plant.broker.committed_metadata[COMMANDS] = "another member's"
+    plant.down.clear()
+    plant.after(1)
+    commands.step()
+    assert (plant.tried, plant.broker.committed_metadata[COMMANDS]) == (["a1"], "another member's")
+    plant.reader.rebalance()
+    commands.step()
+    assert plant.tried == ["a1", "a1"]
+    assert plant.broker.committed[COMMANDS] == 1
+
+
+def test_what_another_member_finished_is_not_done_when_its_partition_comes_to_this_one(plant: Plant) -> None:
+    commands = plant.start()
+    commands.step()
+    for number in range(4):
+        plant.command(f"c-{number}", f"m-{number}")
+    plant.broker.committed[COMMANDS] = 1
+    plant.broker.committed_metadata[COMMANDS] = "3:1"
+    plant.reader.rebalance()
+    commands.step()
+    assert plant.tried == ["c-1", "c-3"]
+
+
+def test_the_group_hears_of_this_program_within_a_second_when_handlers_are_slow(plant: Plant) -> None:
+    plant.on_call = lambda: plant.after(0.6)
+    for number in range(5):
+        plant.command(f"c-{number}", f"m-{number}")
+    commands = plant.start()
+    commands.step()
+    assert plant.tried == ["c-0", "c-1"]
+    assert (plant.broker.committed[COMMANDS], plant.broker.committed_metadata[COMMANDS]) == (2, "5:2,3,4")
+    plant.start(machine="elsewhere").step()
+    assert plant.tried == ["c-0", "c-1", "c-2", "c-3"]
+
+
 def test_a_commit_keeps_what_others_finished_when_nothing_was_read_yet(plant: Plant) -> None:
     plant.down["m-1"] = ConnectionError()
     plant.command("a1")
@@ -229,24 +274,24 @@ def test_a_commit_keeps_what_others_finished_when_nothing_was_read_yet(plant: Pl
 
 
 def test_reading_stops_and_goes_on_when_as_many_wait_as_may(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consume, "MAX_WAITING", 2)
+    monkeypatch.setattr(consume, "MAX_WAITING", consume._BATCH + 1)
     names = [f"m-{n}" for n in range(5)]
     plant.down = {name: ConnectionError() for name in names}
-    for name in names:
-        plant.command(name, name)
+    plant.command("m-0", "m-0")
+    plant.command("m-1", "m-1")
     commands = plant.start()
     commands.step()
-    assert (plant.tried, plant.reader.paused()) == (["m-0", "m-1"], {COMMANDS})
+    assert plant.reader.paused() == {COMMANDS}
+    for name in names[2:]:
+        plant.command(name, name)
+    commands.step()
+    assert plant.tried == ["m-0", "m-1"]
     plant.down.clear()
-    for _ in range(3):
-        plant.after(1)
-        commands.step()
+    plant.after(1)
+    commands.step()
+    commands.step()
     assert plant.outcomes() == [(name, "succeeded") for name in names]
     assert plant.broker.committed[COMMANDS] == 5
-
-
-def test_the_longest_list_of_what_waits_fits_a_commit_when_offsets_are_large() -> None:
-    assert len(f"{10**15}:" + ",".join([str(10**15)] * consume.MAX_WAITING)) < 4096
 
 
 def test_a_command_is_refused_when_it_expires_while_it_waits(plant: Plant) -> None:
@@ -312,3 +357,87 @@ def test_another_programs_metadata_of_a_commit_say_nothing_when_they_are_read(pl
     plant.broker.committed_metadata[COMMANDS] = "written by: another 1:program"
     plant.start().step()
     assert plant.tried == ["c"]
+
+
+# ------------------------------------------------------------------------- what of a partition is unfinished
+
+
+def record(offset: int, key: bytes = b"m-1") -> Record:
+    return Record("machines.commands", 0, offset, 0, key, b"")
+
+
+def test_the_first_is_chosen_whose_subject_does_not_wait() -> None:
+    part = Unfinished(due_ms={b"m-1": 100})
+    for offset, key in ((0, b"m-1"), (1, b"m-2"), (2, b"m-1")):
+        part.add(record(offset, key))
+    assert part.next(now_ms=99) == record(1, b"m-2")
+    part.finish(record(1, b"m-2"))
+    assert part.next(now_ms=99) is None
+    assert part.next(now_ms=100) == record(0)
+
+
+def test_its_subject_goes_on_at_once_when_what_waited_is_finished() -> None:
+    part = Unfinished(due_ms={b"m-1": 100})
+    part.add(record(0))
+    part.add(record(1))
+    part.finish(record(0))
+    assert part.next(now_ms=0) == record(1)
+
+
+@pytest.mark.parametrize("metadata", ["", "7:2,4", "7:2"])
+def test_a_commit_says_the_same_when_nothing_was_read_since_it_was_read(metadata: str) -> None:
+    part = Unfinished.committed(metadata)
+    assert part.to_commit(position=2) == (2, metadata)
+
+
+def test_only_what_a_commit_names_and_what_is_behind_it_is_taken_when_it_is_read_again() -> None:
+    part = Unfinished.committed("7:2,4")
+    for offset in range(2, 9):
+        part.add(record(offset))
+    assert list(part.records) == [2, 4, 7, 8]
+    assert part.to_commit(position=9) == (2, "9:2,4,7,8")
+
+
+def test_what_is_no_longer_in_its_topic_is_waited_for_no_more_when_the_reader_is_past_it() -> None:
+    part = Unfinished.committed("7:2,4")
+    part.add(record(4))
+    assert part.to_commit(position=5) == (4, "7:4")
+    part.finish(record(4))
+    assert part.to_commit(position=5) == (7, "")
+
+
+def test_what_a_commit_names_is_read_again_when_it_names_as_many_as_may_wait() -> None:
+    part = Unfinished.committed("500:" + ",".join(map(str, range(200, 400))))
+    for offset in range(200, 350):
+        assert not part.is_full()
+        part.add(record(offset))
+    part.add(record(350))
+    assert part.is_full()
+
+
+def test_a_commit_passes_markers_of_transactions_when_nothing_waits() -> None:
+    part = Unfinished()
+    part.add(record(0))
+    part.finish(record(0))
+    assert part.to_commit(position=2) == (2, "")
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30))
+def test_each_takes_up_just_what_those_before_left_when_a_partition_moves_twice(
+    first: set[int], second: set[int], first_read: int, second_read: int
+) -> None:
+    finished: set[int] = set()
+    offset, metadata = 0, ""
+    for done, read in ((first, first_read), (second, second_read), (set(range(31)), 31)):
+        part, position = Unfinished.committed(metadata), max(offset, read)
+        for number in range(offset, position):
+            part.add(record(number))
+            assert (number in part.records) == (number not in finished)
+        for number in done & part.records.keys():
+            if part.records[number]:
+                part.finish(record(number))
+                finished.add(number)
+        offset, metadata = part.to_commit(position)
+    assert (offset, metadata) == (31, "")
+    assert finished == set(range(31)), "once each: what was finished is not there to be finished again"
