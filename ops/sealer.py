@@ -16,6 +16,7 @@ Its key is `.flyball/keys/<domain>/audit-heads.pem`, made at first bring-up. Run
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -118,6 +119,7 @@ def main() -> None:
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)  # a head a little later hurts nobody; a decision that waits for a core does
     home = Home.default()
     with home.alone(f"sealer-{asked.domain}"):  # two would write two heads of one number
         _seal_until(stopping, home, asked.domain, asked.bootstrap_servers)
