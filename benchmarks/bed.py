@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -57,11 +58,17 @@ def start_load(
     home: Home, what: str, count: int, *, rate: float | None = None, run: str = "bench", machines: int = 200,
     is_half_hot: bool = False, is_made_as_due: bool = False,
 ) -> list[subprocess.Popen[bytes]]:  # fmt: skip
-    """As `load`, but does not wait for its end: see finish_load. `is_made_as_due`: not all of it ahead in memory."""
+    """As `load`, but does not wait for its end: see finish_load. `is_made_as_due`: not all of it ahead in memory.
+
+    Facts begin where in event time those before ended, or all of them would be late.
+    """
     workers = 1 if rate else 2
+    clock = home.run / "benchmark-steps"
+    first_step = int(clock.read_text()) if clock.exists() else 0
+    clock.write_text(str(first_step + math.ceil(count / machines)))
     bootstrap = str(home.read_state()["bootstrap_servers"])
     command = [sys.executable, "-m", "benchmarks.load", what, "--bootstrap-servers", bootstrap,
-               "--count", str(count), "--run", run, "--machines", str(machines)]  # fmt: skip
+               "--count", str(count), "--run", run, "--machines", str(machines), "--first-step", str(first_step)]  # fmt: skip
     if rate:
         command += ["--rate", str(rate)]
     command += ["--half-hot"] * is_half_hot + ["--as-due"] * is_made_as_due

@@ -22,9 +22,9 @@ STEP_MS = 60_000
 
 
 def fact(
-    number: int, machines: int, run: str, source: random.Random, *, is_half_hot: bool = False
+    number: int, machines: int, run: str, source: random.Random, *, is_half_hot: bool = False, first_step: int = 0
 ) -> tuple[bytes, bytes]:
-    """The number-th reading of a plant of `machines` machines: key and value.
+    """The number-th reading of a plant of `machines` machines, which read a minute apart from `first_step` on: key and value.
 
     `is_half_hot`: every second one is about one more machine, `hot.<run>-0`.
     """
@@ -35,7 +35,7 @@ def fact(
         source="/flyball/machines/bench",
         event_type="machine.temperature_measured",
         subject=machine,
-        time_ms=START_MS + (number // machines) * STEP_MS,
+        time_ms=START_MS + (first_step + number // machines) * STEP_MS,
         dataschema=schema_urn("machines", "machine.temperature_measured"),
         data={"temperature": round(source.gauss(70.0, 2.0), 3)},
     )
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--bootstrap-servers", required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--machines", type=int, default=200)
+    parser.add_argument("--first-step", type=int, default=0, help="facts only: how many minutes of event time have passed")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--run", default="bench")
     parser.add_argument("--half-hot", action="store_true", help="every second fact about one more machine")
@@ -133,7 +134,8 @@ def main() -> None:
     numbers = range(mine, asked.count, of)
     if asked.what == "facts":
         records = (
-            fact(number, asked.machines, asked.run, source, is_half_hot=asked.half_hot) for number in numbers
+            fact(number, asked.machines, asked.run, source, is_half_hot=asked.half_hot, first_step=asked.first_step)
+            for number in numbers
         )
     else:
         made = situation if asked.what == "situations" else proposal
