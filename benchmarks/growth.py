@@ -15,6 +15,7 @@ from contracts.domain import load_domain
 from jobs.settings import load_settings
 from ops import cluster, flink_jobs, instance, policies
 from ops.home import Home
+from ops.submission import Submission
 from udfs.agents.core import Agents
 from udfs.agents.definition import load_agents
 from udfs.policy.govern import Governor
@@ -99,7 +100,7 @@ def _state() -> dict[str, float]:
     try:
         bootstrap = prepared(home)
         publish(bootstrap, policy_folder(home, {"open-subjects": HOLDS_ON}))
-        flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
+        Submission(home, "machines", ["govern"]).go().wait()
         sizes = [0.0]
         for run, machines in (("many", _SUBJECTS), ("few", _FEW)):
             load(home, "proposals", _SUBJECTS, run=run, machines=machines)

@@ -31,6 +31,7 @@ from contracts.topics import topic
 from ops import approvals, flink_jobs, instance, kafka, people, policies
 from ops.home import CHECKOUT, Home, environment
 from ops.run import bring_up
+from ops.submission import Submission
 from ops.watch import percentiles
 
 # Proposals decided, or answers given, before anything is timed.
@@ -121,7 +122,7 @@ def approval_to_command(count: int, *, rate: float = 50, warm: int = _WARM) -> d
             publish(bootstrap, policy_folder(home, {"ask": _ASKS}))
             load(home, "proposals", warm, machines=warm, run="warm")
             load(home, "proposals", count, machines=count, run="timed")
-            flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
+            Submission(home, "machines", ["govern"]).go().wait()
             held: dict[str, approvals.Request] = {}
 
             def are_held() -> bool:
@@ -178,7 +179,7 @@ def policy_publish(publishes: int, *, rate: int = 200, every_s: float = 3) -> di
         bootstrap = prepared(home)
         _publish_turn(home, bootstrap, 1)
         load(home, "proposals", _WARM, run="warm")
-        flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
+        Submission(home, "machines", ["govern"]).go().wait()
         with Arrivals(bootstrap, "decisions", _under) as decisions:
             wait_for_records(home, "decisions", _WARM)
             _publish_in_turn(home, bootstrap, decisions.arrived, publishes, rate, every_s)

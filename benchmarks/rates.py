@@ -18,6 +18,7 @@ from benchmarks.bed import (
 from contracts.errors import JobFailed
 from ops import cluster, flink_jobs, instance, kafka, policies, replay
 from ops.home import Home, environment
+from ops.submission import Submission
 
 MANAGED_MIB = 2048
 HOLDS_ON = """\
@@ -37,7 +38,7 @@ def context_rate(count: int) -> float:
     home = bench_home()
     prepared(home)
     load(home, "facts", count)
-    flink_jobs.Submission(home, "machines", ["context"]).go().wait()
+    Submission(home, "machines", ["context"]).go().wait()
     return topic_rate(home, "situations", count)
 
 
@@ -47,7 +48,7 @@ def govern_rate(count: int, files: list[Path] | None = None) -> float:
     bootstrap = prepared(home)
     publish(bootstrap, files or policies.policy_files("machines"))
     load(home, "proposals", count)
-    flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
+    Submission(home, "machines", ["govern"]).go().wait()
     return topic_rate(home, "decisions", count)
 
 
@@ -100,7 +101,7 @@ def open_subjects(count: int) -> dict[str, float]:
         bootstrap = prepared(home)
         publish(bootstrap, policy_folder(home, {"open-subjects": HOLDS_ON}))
         load(home, "proposals", count, machines=count)
-        flink_jobs.Submission(home, "machines", ["govern"]).go().wait()
+        Submission(home, "machines", ["govern"]).go().wait()
         rate = topic_rate(home, "decisions", count, timeout_s=300 + count / 500)
         wait_for_checkpoint_of_all(home, bootstrap)
     for name in ("decisions", "commands"):

@@ -25,6 +25,7 @@ from ops.home import CHECKOUT, Home, environment
 from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.run import bring_up
+from ops.submission import Submission, want
 from ops.watch import percentiles
 from ops.world import NewFact
 from udfs.reason.recorded import digest
@@ -49,8 +50,8 @@ def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000, in_flight: int = 
             ):  # fmt: skip
                 bootstrap = prepared(home)
                 _publish_prompt(bootstrap)
-                flink_jobs.Submission(home, DOMAIN, ["reason"]).go().wait()
-                flink_jobs.want(home, DOMAIN, [])
+                Submission(home, DOMAIN, ["reason"]).go().wait()
+                want(home, DOMAIN, [])
                 flink_jobs.wait_running(home, DOMAIN, ["reason"])
                 # As in the other latencies: the JIT has seen as much as some minutes bring.
                 load(home, "situations", WARM, run="warm", machines=WARM)

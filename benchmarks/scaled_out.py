@@ -22,6 +22,7 @@ from ops import audit, cluster, flink_jobs, instance, kafka, shipped
 from ops.emit import closing_tick_ms
 from ops.home import Home, environment
 from ops.player import Emitted, Emitter, read_file
+from ops.submission import Submission
 from ops.world import NewFact, load_world
 
 # Domain: the partition all its facts go to; None: by their key.
@@ -101,7 +102,7 @@ def _played(taskmanagers: int, parallelism: int) -> Found:
             for domain in DOMAINS:
                 _play(bootstrap, domain)
             began = time.monotonic()
-            for submitted in [flink_jobs.Submission(home, domain).go() for domain in DOMAINS]:
+            for submitted in [Submission(home, domain).go() for domain in DOMAINS]:
                 submitted.wait()
             for domain in DOMAINS:
                 flink_jobs.wait_running(home, domain)

@@ -39,6 +39,9 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
     for number, case in enumerate(table["cases"]):
         if not isinstance(case, dict) or not {"case", "given", "expect"} <= set(case):
             raise SetupFailed(f"{path}: case {number}: expected case, given and expect, came {case!r:.200}")
+        for name in ("given", "expect"):
+            if not isinstance(rows := case[name], list) or not all(isinstance(row, dict) for row in rows):
+                raise SetupFailed(f"{path}: case {case['case']!r}: expected '{name}' to be a list of mappings, came {rows!r:.200}")
         try:
             people = cases.people_of(case.get("people") or table.get("people") or {})
             in_force = PolicySet.compile(checked, people=people)

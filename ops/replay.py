@@ -24,6 +24,7 @@ from ops import code_versions, flink_jobs, instance, kafka
 from ops.audit import read_period
 from ops.home import CHECKOUT, Home
 from ops.policies import check_files
+from ops.submission import client_environment
 from udfs.policy.audit import Line
 from udfs.policy.govern import Governor
 from udfs.policy.policy_log import Candidates, PolicyLog
@@ -146,7 +147,7 @@ def run_on_flink(
             path.write_bytes(orjson.dumps([policy.model_dump(mode="json") for policy in candidates]))
             command += ["--candidates", str(path)]
         client = subprocess.run(
-            command, env=flink_jobs.client_environment(home), cwd=CHECKOUT, stdin=subprocess.DEVNULL,
+            command, env=client_environment(home), cwd=CHECKOUT, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     if client.returncode:

@@ -25,6 +25,7 @@ from ops.home import Home
 from ops.plain import plain
 from ops.player import Emitted, Emitter, Item, read_file, with_references
 from ops.ports import choose
+from ops.submission import Submission, want, wanted
 from ops.watch import Seen, Watch, percentiles
 from ops.world import NewFact, World, load_world
 
@@ -69,7 +70,7 @@ def bring_up(
     content = shipped.load(home, domain)
     people.made_key(people.key_file(home, domain, people.AUDIT_KEY))
     is_started = instance.is_running(home)
-    if is_started and domain in flink_jobs.wanted(home):
+    if is_started and domain in wanted(home):
         raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
     if is_started and is_secure and not home.is_secure:
         raise SetupFailed("the instance that runs here is not secure: './flyball down' first, then --secure")
@@ -86,7 +87,7 @@ def bring_up(
         models_port = choose({"models": 0})["models"]
         options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
     code = code_versions.kept(home)
-    submission = flink_jobs.Submission(home, domain, options=options, resume_from=resume, code=code)
+    submission = Submission(home, domain, options=options, resume_from=resume, code=code)
     try:
         with console.status("starting the broker and the cluster, planning the jobs"):
             bootstrap = _wait_for_broker(home, domain)
@@ -100,7 +101,7 @@ def bring_up(
             if models_port:
                 instance.want_model_server(home, domain, models_port)
             submission.wait()
-            flink_jobs.want(home, domain, options, dict.fromkeys(flink_jobs.jobs_of(domain), code.name))
+            want(home, domain, options, dict.fromkeys(flink_jobs.jobs_of(domain), code.name))
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)

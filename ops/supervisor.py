@@ -29,6 +29,7 @@ from ops import broker, cluster, flink_jobs
 from ops.home import CHECKOUT, Home
 from ops.ports import is_listening
 from ops.setup import java_home
+from ops.submission import Resubmission, Submission, submit_lost, wanted
 
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
@@ -89,7 +90,7 @@ class Supervisor:
         java = java_home()
         self.parts: dict[str, Part] = {}
         self.are_jobs_lost = False
-        self.resubmissions: list[flink_jobs.Submission | flink_jobs.Resubmission] = []
+        self.resubmissions: list[Submission | Resubmission] = []
         flink_env = cluster.environment(home, java)
         self._add(
             "broker",
@@ -191,14 +192,14 @@ class Supervisor:
         """
         for submission in self.resubmissions:
             submission.cancel()
-        self.resubmissions = [client for domain in flink_jobs.wanted(self.home) for client in self._lost_jobs(domain)]
+        self.resubmissions = [client for domain in wanted(self.home) for client in self._lost_jobs(domain)]
         self.are_jobs_lost = True
 
-    def _lost_jobs(self, domain: str) -> list[flink_jobs.Submission | flink_jobs.Resubmission]:
+    def _lost_jobs(self, domain: str) -> list[Submission | Resubmission]:
         try:
-            return [flink_jobs.Resubmission(self.home, domain)]
+            return [Resubmission(self.home, domain)]
         except FileNotFoundError:
-            return [*flink_jobs.submit_lost(self.home, domain)]
+            return [*submit_lost(self.home, domain)]
 
     def _resubmit(self) -> None:
         """Let the clients submit once the cluster and the broker serve; jobs that do not come back are a failure."""

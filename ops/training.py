@@ -19,6 +19,7 @@ from contracts.topics import topic
 from ops import flink_jobs, instance, kafka
 from ops.home import Home
 from ops.player import Emitter
+from ops.submission import Submission
 from ops.world import NewFact
 
 PATIENCE_S = 300.0
@@ -37,7 +38,7 @@ def situations_of(domain: str, facts: Iterable[NewFact], situation_type: str) ->
         instance.wait_ready(home)
         bootstrap = str(home.read_state()["bootstrap_servers"])
         kafka.create_topics(bootstrap, domain)
-        flink_jobs.Submission(home, domain, ["context"]).go().wait()
+        Submission(home, domain, ["context"]).go().wait()
         writer = kafka.producer(bootstrap)
         emitted = Emitter(load_domain(domain), writer, file_name="training").emit(facts, rate=None)
         writer.close()

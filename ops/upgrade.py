@@ -16,8 +16,9 @@ from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import load_settings
 from ops import cluster, code_versions, flink_jobs, instance
 from ops.code_versions import Code
-from ops.flink_jobs import JobState, Submission, Wanted
+from ops.flink_jobs import JobState
 from ops.home import CHECKOUT, Home
+from ops.submission import Submission, Wanted, want, wanted
 
 # What these write a second time has the same ids, and `govern` drops it; `govern` itself would decide again, and
 # `reason` ask again.
@@ -83,7 +84,7 @@ def _upgrade(
         except JobFailed as error:
             may_begin = f" Without state: './flyball upgrade {domain} {job} --anew'." if job in MAY_BEGIN_ANEW else ""
             raise JobFailed(f"{error} Nothing was stopped.{may_begin if 'StateRefused' in str(error) else ''}") from None
-    flink_jobs.want(home, domain, asked.options, {name: code for name, code in asked.code.items() if name != job})
+    want(home, domain, asked.options, {name: code for name, code in asked.code.items() if name != job})
     stopped_at = time.monotonic()
     try:
         with _timed(done, "stopping", console, f"stopping {job} with a savepoint"):
@@ -94,7 +95,7 @@ def _upgrade(
         _wait_answers(home)
         if (still := _of(home, domain, job)) is None or still.state in _SETTLED:
             _go_back(home, domain, job, asked, old, done, console, within_s)
-        flink_jobs.want(home, domain, asked.options, asked.code)
+        want(home, domain, asked.options, asked.code)
         if isinstance(error, httpx.HTTPError):
             raise JobFailed(f"Flink did not answer while {job} was to be stopped: {error}; {old.name} runs") from None
         raise
@@ -103,7 +104,7 @@ def _upgrade(
             client.go({} if is_anew else {job: done.savepoint}).wait()
             works_at = _wait_up(home, domain, job, within_s)
         done.outcome = "upgraded"
-        flink_jobs.want(home, domain, asked.options, {**asked.code, job: new.name})
+        want(home, domain, asked.options, {**asked.code, job: new.name})
     except BaseException as error:
         client.cancel()
         done.outcome, done.cause = "rolled_back", str(error)
@@ -119,7 +120,7 @@ def _asked(home: Home, domain: str, job: str) -> Wanted:
     """How the domain's jobs were submitted. Raises SetupFailed when `job` is not one of them."""
     if not instance.is_running(home):
         raise SetupFailed(f"nothing runs in {home.path}; './flyball up {domain}' starts it, with the code as it is now")
-    asked = flink_jobs.wanted(home).get(domain)
+    asked = wanted(home).get(domain)
     if asked is None:
         raise SetupFailed(
             f"{domain} is not up, or its jobs were submitted by hand: then see 'Upgrading' in docs/operations.md"
@@ -229,7 +230,7 @@ def _go_back(
             f"{done.cause}; and {old.name} did not start again: {error}. {domain}.{job} is stopped; its newest state is kept:"
             f" correct the code, and './flyball upgrade {domain} {job}' goes on from it"
         ) from None
-    flink_jobs.want(home, domain, asked.options, asked.code)
+    want(home, domain, asked.options, asked.code)
     return works_at
 
 

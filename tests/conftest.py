@@ -23,6 +23,7 @@ from ops import cluster, code_versions, flink_jobs, kafka, shipped
 from ops import instance as embedded
 from ops import run as runner
 from ops.home import CHECKOUT, Home
+from ops.submission import client_environment
 from tests.loop import Loop, Said
 
 # What a developer's shell may hold must not lead tests to another broker or other settings.
@@ -144,7 +145,7 @@ def bring_up_by_hand(home: Home, domain: str) -> None:
     now_ms = int(time.time() * 1000)
     kafka.create_topics(bootstrap, domain)
     shipped.publish_new(bootstrap, domain, shipped.load(home, domain), now_ms=now_ms)
-    environment = flink_jobs.client_environment(home)
+    environment = client_environment(home)
     copy = code_versions.kept(home).path
     del environment["FLYBALL_REST"]  # the client finds the cluster in FLINK_CONF_DIR
     clients = {

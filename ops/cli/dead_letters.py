@@ -105,6 +105,7 @@ def redrive(
     import tempfile
 
     from ops import dead_letters
+    from ops import redrive as redriver
 
     named = [name for given in ids or [] for name in given.split(",") if name]
     if file is not None and (named or cause or since or edit):
@@ -117,15 +118,15 @@ def redrive(
     if file is None:
         chosen = dead_letters.choose(found, ids=named, cause=cause, since=since)
     else:
-        chosen, corrected = dead_letters.choose_corrected(found, read_bytes(file).splitlines())
+        chosen, corrected = redriver.choose_corrected(found, read_bytes(file).splitlines())
     folder = Path(tempfile.mkdtemp(prefix="flyball-redrive-")) if edit else None
     if folder is not None:
         corrected = {}
         for letter in (history.letter for history in chosen if history.redriven is None):
             err.print(f"{letter.place}: {letter.data.cause}: {letter.data.message}", markup=False, highlight=False)
-            corrected[letter.id] = dead_letters.edit(letter, folder / f"{letter.id}.json")
+            corrected[letter.id] = redriver.edit(letter, folder / f"{letter.id}.json")
     with progress("putting back") as say:
-        results = dead_letters.redrive(
+        results = redriver.redrive(
             servers, domain, chosen, corrected=corrected, is_dry=dry_run, now_ms=now_ms(),
             on_progress=lambda count: say(f"put back: {count} of {len(chosen)}"),
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
     facts.py     what goes in: amounts, and the ways to spoil them
     checker.py   what must come out, worked out from the facts alone, and what is missing, repeated or wrong
-    bed.py       the instance, the steady load, the readers
+    traffic.py   the steady load, the readers
+    bed.py       the instance, fault after fault
     faults.py    one function a fault
     run.py       fault after fault, and the report
 

@@ -1,9 +1,11 @@
-"""What faults are played on: one instance, a steady load of amounts, and readers of what comes out."""
+"""What faults are played on: one instance with its load, fault after fault, and what each came to.
+
+A fault is concluded only when everything due has come, or no more comes, and all readers are at rest.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import confluent_kafka
 import httpx
-import orjson
 import psutil
 from rich.console import Console
 
@@ -28,177 +28,20 @@ from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.ports import choose
 from ops.torture import checker, facts
+from ops.torture.traffic import DOMAIN, QUIET_PATIENCE_S, Load, Tap
 from ops.worlds import drill
 
 T = TypeVar("T")
-DOMAIN = "drill"
 SUBJECTS = 12
 # Decisions that must flow before anything is broken, and how long the load goes on after the next decision.
 STEADY = 3 * SUBJECTS
 GOES_ON_S = 2.0
 RECOVERY_PATIENCE_S = 120.0
-QUIET_PATIENCE_S = 120.0
 CALM_CHECKS = 2
 # Far enough apart that no window of one fault is open in the next.
 APART_MS = 86_400_000
 STARTS_MS = 1_735_689_600_000
 CLOSING_MS = (600 + 120 + 1) * 1000
-
-
-class Tap(threading.Thread):
-    """Reads what a domain writes (committed records only) until `stop`; a broker that is away is waited for."""
-
-    TOPICS = ("decisions", "commands", "outcomes", "dead-letters")
-
-    def __init__(self, bootstrap: str) -> None:
-        super().__init__(name="tap", daemon=True)
-        self._reader = _consumer(bootstrap, is_committed=True)
-        self._short = {topic(name).of(DOMAIN): name for name in self.TOPICS}
-        self._reader.assign(_places(self._reader, list(self._short), confluent_kafka.OFFSET_BEGINNING))
-        self._stopping = threading.Event()
-        self.events: dict[str, list[dict[str, Any]]] = {name: [] for name in self.TOPICS}
-        # Topic, partition and offset of what was read.
-        self.places: set[tuple[str, int, int]] = set()
-        # Fact id -> when its decision was first read (time.monotonic).
-        self.decided_at: dict[str, float] = {}
-        self.decided: set[checker.Key] = set()
-        self.commanded: set[str] = set()
-        self.done: set[str] = set()
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                for record in self._reader.consume(500, timeout=0.02):
-                    if record.error() is None:
-                        self.places.add((str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)))
-                        self._take(self._short[str(record.topic())], orjson.loads(record.value() or b"{}"))
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._reader.close()
-
-    def _take(self, name: str, event: dict[str, Any]) -> None:
-        chain = str(event.get("correlationid"))
-        if event.get("type") == "flyball.decision" and event["data"]["action"] == "advise":
-            return  # the slow agent's: no part of what the checker judges
-        if name == "decisions":
-            self.decided.add(checker.key_of(event, parse_time_ms(event["data"]["event_time"])))
-            self.decided_at.setdefault(chain, time.monotonic())
-        elif name == "commands":
-            self.commanded.add(chain)
-        elif name == "outcomes":
-            self.done.add(chain)
-        self.events[name].append(event)
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join(10)
-
-
-class Uncommitted:
-    """Reads decisions as they are written from now on, before their transaction is committed."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self._reader = _consumer(bootstrap, is_committed=False)
-        self._reader.assign(_places(self._reader, [topic("decisions").of(DOMAIN)], confluent_kafka.OFFSET_END))
-
-    def __enter__(self) -> Uncommitted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.close()
-
-    def wait_for_one(self, is_wanted: Callable[[tuple[str, int, int]], bool]) -> tuple[str, int, int]:
-        """Topic, partition and offset of the next record that is wanted."""
-        deadline = time.monotonic() + QUIET_PATIENCE_S
-        while time.monotonic() < deadline:
-            for record in self._reader.consume(1, timeout=0.1):
-                place = str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)
-                if record.error() is None and is_wanted(place):
-                    return place
-        raise JobFailed(f"expected a decision in an open transaction within {QUIET_PATIENCE_S:.0f} s")
-
-
-def _consumer(bootstrap: str, *, is_committed: bool) -> confluent_kafka.Consumer:
-    return confluent_kafka.Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "torture",  # asked for by the client; nothing is committed
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed" if is_committed else "read_uncommitted",
-            "fetch.wait.max.ms": 20,
-            "reconnect.backoff.max.ms": 500,
-            "log_level": 0,
-        }
-    )
-
-
-def _places(reader: confluent_kafka.Consumer, topics: list[str], offset: int) -> list[confluent_kafka.TopicPartition]:
-    known = reader.list_topics(timeout=30).topics
-    return [
-        confluent_kafka.TopicPartition(name, part, offset) for name in topics for part in sorted(known[name].partitions)
-    ]
-
-
-class Load(threading.Thread):
-    """Writes rounds of items at a steady rate until `end`; what was sent stays in `sent`, in the order of the log."""
-
-    def __init__(self, bootstrap: str, source: Iterator[list[facts.Item]], *, rate: float) -> None:
-        super().__init__(name="load", daemon=True)
-        self._source = source
-        self._rate = rate
-        self._writer = confluent_kafka.Producer(
-            {
-                "bootstrap.servers": bootstrap,
-                "enable.idempotence": True,
-                "linger.ms": 1,
-                "partitioner": "murmur2",  # as Flink's own and the actuator's producers do
-                "reconnect.backoff.max.ms": 500,
-                "log_level": 0,
-            }
-        )
-        self._ending = threading.Event()
-        self._failed: list[str] = []
-        self.sent: list[facts.Item] = []
-        # Fact id -> when it was handed to the producer (time.monotonic).
-        self.sent_at: dict[str, float] = {}
-
-    def run(self) -> None:
-        began, count = time.monotonic(), 0
-        for items in self._source:
-            if self._ending.is_set():
-                break
-            for item in items:
-                self._send(item)
-            count += len(items)
-            while (ahead := began + count / self._rate - time.monotonic()) > 0:
-                self._writer.poll(min(ahead, 0.05))
-        self._writer.flush(60)
-
-    def _send(self, item: facts.Item) -> None:
-        key, value = item.to_record()
-        self._writer.produce(topic("facts").of(DOMAIN), key=key, value=value, on_delivery=self._delivered)
-        self.sent.append(item)
-        if isinstance(item, facts.Fact):
-            self.sent_at[item.id] = time.monotonic()
-
-    def _delivered(self, error: object, _: object) -> None:
-        if error is not None:
-            self._failed.append(str(error))
-
-    def end(self, *, at_once: bool = True) -> None:
-        """Write no more; or, with a source that ends by itself, wait for that.
-
-        Raises JobFailed when a record was not acknowledged: what is not in the log cannot be asked for."""
-        if at_once:
-            self._ending.set()
-        self.join(120)
-        if self._failed or self.is_alive() or len(self._writer):
-            raise JobFailed(f"the load could not be written: {self._failed[:1] or len(self._writer)}")
-
-    def facts(self) -> list[facts.Fact]:
-        return [item for item in self.sent if isinstance(item, facts.Fact)]
 
 
 @dataclass
@@ -487,4 +330,3 @@ class Bed:
         again = replay.run(self.bootstrap, DOMAIN).told()
         for _ in range(int(again["different"]) + int(again["broken_chains"])):
             findings.object(f"replay: {again['different']} differ, {again['broken_chains']} broken chains")
-

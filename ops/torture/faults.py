@@ -14,8 +14,10 @@ import psutil
 
 from contracts.errors import JobFailed
 from ops import cluster, flink_jobs, instance
+from ops.submission import Submission, want
 from ops.torture import facts
-from ops.torture.bed import DOMAIN, Bed, Kind, Load, Result, Uncommitted
+from ops.torture.bed import Bed, Kind, Result
+from ops.torture.traffic import DOMAIN, Load, Uncommitted
 from ops.watch import percentiles
 from ops.worlds import drill
 
@@ -185,8 +187,8 @@ def rescaled(parallelism: int) -> Play:
 
 
 def _submit(bed: Bed, resume_from: dict[str, str], options: Sequence[str]) -> None:
-    flink_jobs.Submission(bed.home, DOMAIN, options=options, resume_from=resume_from).go().wait()
-    flink_jobs.want(bed.home, DOMAIN, options)
+    Submission(bed.home, DOMAIN, options=options, resume_from=resume_from).go().wait()
+    want(bed.home, DOMAIN, options)
 
 
 def _stopped_with_savepoints(bed: Bed) -> dict[str, str]:

@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from contracts.envelope import parse_time_ms
 from contracts.errors import BrokerUnavailable
-from ops import dead_letters, flink_jobs, kafka
+from ops import dead_letters, flink_jobs, kafka, redrive
 from ops.consume import Commands, Patience
 from ops.home import CHECKOUT, Home
 from ops.world import Done, Order
@@ -267,10 +267,10 @@ def test_a_record_is_put_back_once_and_its_history_goes_on_until_it_is_accepted(
 # Kills itself in the middle of a redrive: argv is the broker, the letter's id and where.
 KILLED = """
 import os, signal, sys
-from ops import dead_letters
+from ops import dead_letters, redrive
 
 broker, letter_id, where = sys.argv[1:]
-writer = dead_letters.transactional_writer(broker, "machines")
+writer = redrive.transactional_writer(broker, "machines")
 send, commit, sends = writer.send, writer._writer.commit_transaction, []
 
 def die():
@@ -293,7 +293,7 @@ class Client:
 
 inner, writer._writer, writer.send = writer._writer, Client(), counted
 chosen = dead_letters.choose(dead_letters.read(broker, "machines"), ids=[letter_id])
-dead_letters.redrive(broker, "machines", chosen, now_ms=0, writer=writer)
+redrive.redrive(broker, "machines", chosen, now_ms=0, writer=writer)
 """
 
 
@@ -309,22 +309,22 @@ def test_a_record_is_put_back_once_when_the_command_is_killed_half_way(machines:
         [sys.executable, "-c", KILLED, machines.bootstrap, history.letter.id, where], env=ENVIRONMENT, check=False, timeout=60
     )
     assert killed.returncode == -signal.SIGKILL
-    (result,) = dead_letters.redrive(machines.bootstrap, "machines", [history], now_ms=0)
+    (result,) = redrive.redrive(machines.bootstrap, "machines", [history], now_ms=0)
     assert result.what == then
     assert result.place is not None
     machines.dead_letter(result.place)
     seen = machines.wait_for("the record", lambda: (r := machines.records("facts", subject)) and len(r) > 1 and r)
     assert len(seen) == 2, "the one that was refused, and the one put back"
-    (again,) = dead_letters.redrive(machines.bootstrap, "machines", [history], now_ms=0)
+    (again,) = redrive.redrive(machines.bootstrap, "machines", [history], now_ms=0)
     assert (again.what, again.place) == ("skipped", result.place)
 
 
 def test_the_first_of_two_redrives_writes_nothing_more_when_the_second_has_begun(machines: Loop) -> None:
     places = machines.send("facts", ("fenced-1", b"{nope"), ("fenced-1", b"{nope"))
     first, second = (letter_about(machines, place) for place in places)
-    slow = dead_letters.transactional_writer(machines.bootstrap, "machines")
-    assert [r.what for r in dead_letters.redrive(machines.bootstrap, "machines", [first], now_ms=0)] == ["redriven"]
+    slow = redrive.transactional_writer(machines.bootstrap, "machines")
+    assert [r.what for r in redrive.redrive(machines.bootstrap, "machines", [first], now_ms=0)] == ["redriven"]
     with pytest.raises(BrokerUnavailable, match="another process"):
-        dead_letters.redrive(machines.bootstrap, "machines", [second], now_ms=0, writer=slow)
+        redrive.redrive(machines.bootstrap, "machines", [second], now_ms=0, writer=slow)
     assert state_of(machines, second.letter.id) == "dead"
-    assert [r.what for r in dead_letters.redrive(machines.bootstrap, "machines", [first, second], now_ms=0)] == ["skipped", "redriven"]
+    assert [r.what for r in redrive.redrive(machines.bootstrap, "machines", [first, second], now_ms=0)] == ["skipped", "redriven"]

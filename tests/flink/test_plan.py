@@ -14,6 +14,7 @@ import pytest
 
 from ops import flink_jobs
 from ops.home import CHECKOUT, Home
+from ops.submission import client_environment
 from tests.loop import Loop
 
 _QUERY = re.compile(r"(?:\[\d+\]:)?(OverAggregate|Match|WindowAggregate)\((.*)", re.S)
@@ -49,7 +50,7 @@ def parse(plan: list[dict[str, Any]]) -> list[Node]:
 def plans(instance: Home) -> dict[str, list[Node]]:
     done = subprocess.run(
         [sys.executable, str(CHECKOUT / "tests/flink/explain_context.py"), "machines", "payments"],
-        env=flink_jobs.client_environment(instance), cwd=CHECKOUT, capture_output=True, text=True,
+        env=client_environment(instance), cwd=CHECKOUT, capture_output=True, text=True,
         timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

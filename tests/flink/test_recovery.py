@@ -8,6 +8,7 @@ from typing import Any
 
 from contracts.envelope import parse_time_ms
 from ops import flink_jobs
+from ops.submission import want
 from tests.loop import Loop, proposal, reading
 
 START_MS = parse_time_ms("2014-07-01T00:00:00Z")
@@ -97,7 +98,7 @@ def test_nothing_is_lost_or_done_twice_when_the_jobmanager_is_killed(
     machines: Loop, payments: Loop
 ) -> None:
     """It forgets its jobs: the supervisor submits them again from their newest checkpoints."""
-    flink_jobs.want(payments.home, "payments", [])  # submitted by hand, so nobody asked for them yet
+    want(payments.home, "payments", [])  # submitted by hand, so nobody asked for them yet
     known = {job.job_id for job in flink_jobs.states(machines.home)}
     work = Work(machines, "forgotten")
 

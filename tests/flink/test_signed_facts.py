@@ -18,6 +18,7 @@ from jobs.settings import load_settings
 from ops import flink_jobs, kafka, producers
 from ops.home import Home
 from ops.people import own_key
+from ops.submission import Submission
 from ops.world import NewFact
 from tests.loop import Loop, Said
 from udfs.signed_facts import sign_fact
@@ -45,7 +46,7 @@ def loans(instance: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         made = producers.keygen(settings, "desk", folder / "desk.pem")
         (folder / "producers.yaml").write_text("keys:\n" + made.entry)
         kafka.create_topics(str(instance.read_state()["bootstrap_servers"]), "loans")
-        flink_jobs.Submission(instance, "loans", ["context"]).go().wait()
+        Submission(instance, "loans", ["context"]).go().wait()
         flink_jobs.wait_running(instance, "loans", ["context"])
         loop = Loop(instance, "loans")
         yield Signed(loop, made.file, producers.signer(settings, made.file))

@@ -16,6 +16,7 @@ import pytest
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from ops import flink_jobs
 from ops.home import CHECKOUT
+from ops.submission import wanted
 from tests.loop import Loop
 from udfs.serde import write_event
 
@@ -140,7 +141,7 @@ def test_the_old_version_goes_on_when_the_new_one_does_not_come_up(
     machines: Loop, flyball: Callable[..., Any], checkout: Path
 ) -> None:
     edit(checkout, "udfs/policy/flink.py", "        self._wide = WideCounter(", '        raise RuntimeError("not today")\n        self._wide = WideCounter(')
-    running = flink_jobs.wanted(machines.home)["machines"]
+    running = wanted(machines.home)["machines"]
     feed = Feed(machines, "kept")
     feed.give(5)
     with feed.flowing():
@@ -153,7 +154,7 @@ def test_the_old_version_goes_on_when_the_new_one_does_not_come_up(
     assert told["outcome"] == "rolled_back"
     assert "not today" in told["cause"]
     feed.assert_each_was_decided_once()
-    assert flink_jobs.wanted(machines.home)["machines"] == running
+    assert wanted(machines.home)["machines"] == running
 
 
 def test_nothing_is_stopped_when_the_new_queries_would_misread_the_state(

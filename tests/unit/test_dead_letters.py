@@ -14,8 +14,9 @@ import pytest
 from contracts.dead_letter import Redriven
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput, SetupFailed
-from ops import dead_letters, kafka
-from ops.dead_letters import History, choose, corrected_lines, edit, histories, judges, plan
+from ops import dead_letters, kafka, redrive
+from ops.dead_letters import History, choose, histories
+from ops.redrive import corrected_lines, edit, judges, plan
 from tests.kafka_stand_in import StandInBroker, StandInConsumer
 from udfs.serde import MAX_KEPT_BYTES, dead_letter, write_event
 
@@ -53,7 +54,7 @@ def states(found: list[History], *, read_until: int = 0) -> list[str]:
     return [history.state(lambda put: put.offset < read_until) for history in found]
 
 
-def planned(letter: bytes, corrected: bytes | None = None) -> dead_letters.Put:
+def planned(letter: bytes, corrected: bytes | None = None) -> redrive.Put:
     (history,) = histories([letter])
     return plan("machines", history, corrected, judges("machines", NOW_MS))
 
@@ -225,8 +226,8 @@ def test_the_original_bytes_come_back_when_the_editor_changed_nothing(tmp_path: 
     monkeypatch.setenv("VISUAL", "true")
     (history,) = histories([a_letter(value=b' {"a": 1}')])
     assert edit(history.letter, tmp_path / "record.json") == b' {"a": 1}'
-    assert dead_letters.redrive("nowhere", "machines", [history], corrected={history.letter.id: b' {"a": 1}'}, now_ms=0) == [
-        dead_letters.Result(history.letter.id, "skipped", "it was not changed")
+    assert redrive.redrive("nowhere", "machines", [history], corrected={history.letter.id: b' {"a": 1}'}, now_ms=0) == [
+        redrive.Result(history.letter.id, "skipped", "it was not changed")
     ]
 
 
@@ -240,7 +241,7 @@ def test_nothing_is_put_back_when_the_editor_fails(tmp_path: Path, monkeypatch: 
 
 def test_a_dry_run_tells_which_record_would_be_refused_again_and_writes_nothing() -> None:
     chosen = histories([a_letter(0), a_letter(1, value=orjson.dumps(GOOD), cause="time_ahead")])
-    bad, good = dead_letters.redrive("nowhere", "machines", chosen, is_dry=True, now_ms=NOW_MS)
+    bad, good = redrive.redrive("nowhere", "machines", chosen, is_dry=True, now_ms=NOW_MS)
     assert (bad.what, good.what, good.why) == ("would_redrive", "would_redrive", "")
     assert bad.why.startswith("it would be refused again: not_json")
 
@@ -297,9 +298,9 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> StandInBroker:
     return found
 
 
-def redriven(broker: StandInBroker, letter: bytes, **options: Any) -> tuple[dead_letters.Result, StandInWriter]:
+def redriven(broker: StandInBroker, letter: bytes, **options: Any) -> tuple[redrive.Result, StandInWriter]:
     writer = StandInWriter(broker)
-    (result,) = dead_letters.redrive("nowhere", "machines", histories([letter]), now_ms=NOW_MS, writer=cast(Any, writer), **options)
+    (result,) = redrive.redrive("nowhere", "machines", histories([letter]), now_ms=NOW_MS, writer=cast(Any, writer), **options)
     return result, writer
 
 

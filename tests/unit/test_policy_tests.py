@@ -44,3 +44,13 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     table.write_text("- 1\n")
     with pytest.raises(SetupFailed, match="expected 'cases'"):
         run("machines", table)
+
+
+@pytest.mark.parametrize("name", ["given", "expect"])
+@pytest.mark.parametrize("rows", ["{}", "{verdict: deny}", "text", "5", "null", "[5]", "[null]", "['']", "[[]]"])
+def test_a_table_is_refused_when_the_rows_of_a_case_are_no_list_of_mappings(tmp_path: Path, name: str, rows: str) -> None:
+    case = {"case": "one", "given": "[]", "expect": "[]"} | {name: rows}
+    table = tmp_path / "table.yaml"
+    table.write_text(f"cases: [{{{', '.join(f'{key}: {value}' for key, value in case.items())}}}]\n")
+    with pytest.raises(SetupFailed, match=f"case 'one': expected '{name}' to be a list of mappings, came"):
+        run("machines", table)

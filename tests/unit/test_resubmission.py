@@ -13,8 +13,8 @@ import pytest
 from contracts.errors import JobFailed
 from jobs.settings import LATEST
 from ops import flink_jobs
-from ops.flink_jobs import Resubmission
 from ops.home import Home
+from ops.submission import Resubmission, want
 
 DOMAIN = "machines"
 JOBS = ("context", "propose", "govern")
@@ -63,7 +63,7 @@ def home(tmp_path: Path, rest: HTTPServer) -> Home:
         operators.mkdir()
         (operators / f"{OLD_ID}.json").write_text(f'["what {job} keeps"]')
     home.write_state({"ports": {"rest": rest.server_address[1]}})
-    flink_jobs.want(home, DOMAIN, [], dict.fromkeys(JOBS, "flyball_1"))
+    want(home, DOMAIN, [], dict.fromkeys(JOBS, "flyball_1"))
     return home
 
 
@@ -91,7 +91,7 @@ def test_what_its_state_means_is_known_under_the_new_id_too(home: Home) -> None:
 
 
 def test_a_job_that_is_being_upgraded_is_left_alone(home: Home) -> None:
-    flink_jobs.want(home, DOMAIN, [], {"context": "flyball_1", "propose": "flyball_1"})
+    want(home, DOMAIN, [], {"context": "flyball_1", "propose": "flyball_1"})
     assert set(Resubmission(home, DOMAIN).go().wait()) == {"context", "propose"}
     assert not any(b"behind govern" in body for body in Rest.taken)
 
