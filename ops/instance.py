@@ -50,9 +50,18 @@ def configured_ports(*, is_secure: bool = False) -> dict[str, int]:
 
 def configured_taskmanagers() -> int:
     """FLYBALL_TASKMANAGERS: with as many as jobs, no job's Python waits for another's."""
-    text = os.environ.get("FLYBALL_TASKMANAGERS", "1")
-    if not text.isdigit() or not 1 <= int(text) <= 16:
-        raise SetupFailed(f"FLYBALL_TASKMANAGERS: expected 1..16, came {text!r}")
+    return _number("FLYBALL_TASKMANAGERS", default=1, least=1)
+
+
+def configured_standby() -> int:
+    """FLYBALL_STANDBY: so many TaskManagers more, where jobs go on at once when theirs dies."""
+    return _number("FLYBALL_STANDBY", default=0, least=0)
+
+
+def _number(name: str, *, default: int, least: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= 16):
+        raise SetupFailed(f"{name}: expected {least}..16, came {text!r}")
     return int(text)
 
 
@@ -101,7 +110,8 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, secure: bool
     home.run.mkdir(parents=True, exist_ok=True)
     ports = choose(configured_ports(is_secure=secure))
     cluster.prepare(home, ports)  # job clients read it before the cluster is up
-    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers())]
+    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers()),
+                 "--standby", str(configured_standby())]  # fmt: skip
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
     if secure:

@@ -1,7 +1,7 @@
 """The supervisor: one background process that keeps the embedded parts alive.
 
-It starts the broker, the JobManager and the TaskManagers (and the actuators and sealers asked for), submits jobs
-again from their last checkpoints after a JobManager died (a standalone one forgets them), writes what
+It starts the broker, the JobManager and the TaskManagers (and the actuators and sealers asked for), then those that
+stand by, submits jobs again from their last checkpoints after a JobManager died (a standalone one forgets them), writes what
 it knows to `run/instance.json`, and brings a dead process back at most `MAX_RESTARTS` times in
 `RESTART_WINDOW_S`. After that it records which process died and why, and stops everything.
 Flink's own scripts do none of this, and cost a JVM start each to compute memory sizes.
@@ -81,13 +81,17 @@ class Part:
 class Supervisor:
     """Holds the parts of one home. `step` is called a few times a second."""
 
-    def __init__(self, home: Home, ports: dict[str, int], taskmanagers: int, *, is_secure: bool = False) -> None:
+    def __init__(
+        self, home: Home, ports: dict[str, int], taskmanagers: int, *, standby: int = 0, is_secure: bool = False
+    ) -> None:
         self.home = home
+        self._taskmanagers = taskmanagers
+        self._standby = standby  # TaskManagers to start once jobs have their slots
         self.is_secure = is_secure
         self.ports = ports
         self.error: str | None = None
         self.state = "starting"
-        java = java_home()
+        self._java = java = java_home()
         self.parts: dict[str, Part] = {}
         self.are_jobs_lost = False
         self.resubmissions: list[Submission | Resubmission] = []
@@ -105,13 +109,7 @@ class Supervisor:
             lambda: cluster.answers(ports["rest"]),
         )
         for index in range(taskmanagers):
-            name = f"taskmanager-{index}"
-            self._add(
-                name,
-                lambda index=index: cluster.taskmanager_command(home, java, index),  # type: ignore[misc]
-                flink_env,
-                lambda: cluster.taskmanagers_registered(ports["rest"]) >= taskmanagers,
-            )
+            self._add_taskmanager(index)
 
     def _add(
         self,
@@ -121,6 +119,23 @@ class Supervisor:
         ready: Callable[[], bool],
     ) -> None:
         self.parts[name] = Part(name, command, environment, ready, self.home.logs / f"{name}.out")
+
+    def _add_taskmanager(self, index: int) -> Part:
+        name = f"taskmanager-{index}"
+        self._add(
+            name,
+            lambda: cluster.taskmanager_command(self.home, self._java, index),
+            cluster.environment(self.home, self._java),
+            lambda: cluster.taskmanagers_registered(self.ports["rest"]) >= self._taskmanagers,
+        )
+        return self.parts[name]
+
+    def _start_standby(self) -> None:
+        """Beside running jobs: whoever waits for the first decision does not wait for these too."""
+        for _ in range(self._standby):
+            self._taskmanagers += 1
+            self._add_taskmanager(self._taskmanagers - 1).start()
+        self._standby = 0
 
     def start(self) -> None:
         for part in self.parts.values():
@@ -164,6 +179,8 @@ class Supervisor:
             elif not part.is_ready:
                 part.is_ready = part.ready()
         self._resubmit()
+        if self._standby and self.state == "ready" and wanted(self.home):
+            self._start_standby()
         if self.state == "starting" and all(part.is_ready for part in self.parts.values()):
             self.state = "ready"
 
@@ -285,10 +302,13 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--ports", type=json.loads, required=True)
     parser.add_argument("--taskmanagers", type=int, default=1)
+    parser.add_argument("--standby", type=int, default=0, help="TaskManagers more, started once jobs run")
     parser.add_argument("--while-pid", type=int)
     parser.add_argument("--secure", action="store_true")
     asked = parser.parse_args()
-    supervisor = Supervisor(Home(asked.home), asked.ports, asked.taskmanagers, is_secure=asked.secure)
+    supervisor = Supervisor(
+        Home(asked.home), asked.ports, asked.taskmanagers, standby=asked.standby, is_secure=asked.secure
+    )
     is_stopping = False
 
     def on_signal(_signum: int, _frame: object) -> None:

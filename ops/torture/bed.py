@@ -84,6 +84,7 @@ class Kind:
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     flink: str = "{}"
     has_slow_agent: bool = False
+    standby: int = 0
 
 
 class Bed:
@@ -106,6 +107,7 @@ class Bed:
             "FLYBALL_HOME": str(self.home.path),
             "FLYBALL_DELIVERY": self.delivery,
             "FLYBALL_FLINK": self._kind.flink,
+            "FLYBALL_STANDBY": str(self._kind.standby),
             "FLYBALL_KAFKA_PORT": str(choose({"kafka": 0})["kafka"]),
             "FLYBALL_SEAL_EVERY_S": "5",
         }
@@ -129,6 +131,12 @@ class Bed:
         runner.bring_up(
             self.home, DOMAIN, is_fresh=is_fresh, console=Console(quiet=True), while_pid=os.getpid()
         )
+        self.wait_until(self._is_standby_ready, "the TaskManagers that stand by", timeout_s=RECOVERY_PATIENCE_S)
+
+    def _is_standby_ready(self) -> bool:
+        processes: Any = self.home.read_state()["processes"]
+        managers = [told["is_ready"] for name, told in processes.items() if name.startswith("taskmanager-")]
+        return all(managers) and len(managers) == instance.configured_taskmanagers() + self._kind.standby
 
     # ------------------------------------------------------------------------------- processes
 

@@ -305,6 +305,8 @@ FAULTS: tuple[Fault, ...] = (
           killed("jobmanager"), kind=AT_LEAST_ONCE),
     Fault("broker_killed_at_least_once", "kill -9 of the broker, at least once", killed("broker"), kind=AT_LEAST_ONCE),
     Fault("slow_agent", "a language model takes ten seconds a call", slow_agent, kind=Kind(has_slow_agent=True)),
+    Fault("taskmanager_killed_beside_standby", "kill -9 of the TaskManager, while another stands by",
+          killed("taskmanager-0"), kind=Kind(standby=1)),
     Fault("python_worker_killed", "kill -9 of a Python worker, all jobs in process mode", python_worker_killed,
           kind=Kind(flink="{python.execution-mode: process}")),
 )  # fmt: skip
