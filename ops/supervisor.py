@@ -157,8 +157,8 @@ class Supervisor:
         return found
 
     def step(self) -> None:
-        wanted = self._wanted()
-        for name, (kind, domain, arguments) in wanted.items():
+        side = self._wanted()
+        for name, (kind, domain, arguments) in side.items():
             if name not in self.parts and self.state == "ready":
                 ready_file = self.home.run / f"{kind}s" / f"{domain}.ready"
                 command = [sys.executable, "-m", f"ops.{kind}", domain, *arguments]
@@ -171,7 +171,7 @@ class Supervisor:
                 ready_file.unlink(missing_ok=True)
                 self.parts[name].start()
         for name in [n for n in self.parts if n.startswith(tuple(f"{kind}-" for kind in SIDE_PROCESSES))]:
-            if name not in wanted:
+            if name not in side:
                 stop_process(self.parts.pop(name).process)
         for part in self.parts.values():
             if part.process is None or part.process.poll() is not None:
