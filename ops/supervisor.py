@@ -35,6 +35,8 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 # A JVM that writes its class data at its first end takes some seconds for it.
 STOP_PATIENCE_S = 30.0
+# Where another TaskManager stands by, the jobs that move there have the cores first.
+STANDBY_HEAD_START_S = 15.0
 # One of each a domain: `python -m ops.<kind> DOMAIN`, asked for in run/<kind>s/<domain>.json.
 SIDE_PROCESSES = ("actuator", "sealer", "model_server")
 
@@ -50,6 +52,8 @@ class Part:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     is_ready: bool = False
+    revived_after_s: float = 0.0
+    ended_at: float | None = None
     restarted_at: deque[float] = field(default_factory=deque)
     restarts: int = 0
 
@@ -66,6 +70,15 @@ class Part:
                 start_new_session=True,
             )
         self.is_ready = False
+        self.ended_at = None
+
+    def is_due(self) -> bool:
+        """Whether it ended so long ago that it is to be brought back."""
+        if self.process is not None and self.process.poll() is None:
+            return False
+        self.is_ready = False
+        self.ended_at = self.ended_at or time.monotonic()
+        return time.monotonic() >= self.ended_at + self.revived_after_s
 
     def last_words(self) -> str:
         """Why the process ended, as far as its output and its log file say."""
@@ -136,6 +149,9 @@ class Supervisor:
             self._taskmanagers += 1
             self._add_taskmanager(self._taskmanagers - 1).start()
         self._standby = 0
+        for part in self.parts.values():
+            if part.name.startswith("taskmanager-"):
+                part.revived_after_s = STANDBY_HEAD_START_S
 
     def start(self) -> None:
         for part in self.parts.values():
@@ -174,9 +190,9 @@ class Supervisor:
             if name not in side:
                 stop_process(self.parts.pop(name).process)
         for part in self.parts.values():
-            if part.process is None or part.process.poll() is not None:
+            if part.is_due():
                 self._revive(part)
-            elif not part.is_ready:
+            elif not part.is_ready and part.ended_at is None:
                 part.is_ready = part.ready()
         self._resubmit()
         if self._standby and self.state == "ready" and wanted(self.home):

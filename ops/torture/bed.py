@@ -122,6 +122,7 @@ class Bed:
                 self.bootstrap = str(self.home.read_state()["bootstrap_servers"])
                 self.tap = Tap(self.bootstrap)
                 self.tap.start()
+                self.wait_until(self._is_standby_ready, "TaskManagers that stand by", timeout_s=RECOVERY_PATIENCE_S)
                 yield self
                 self.tap.stop()
             finally:
@@ -131,7 +132,6 @@ class Bed:
         runner.bring_up(
             self.home, DOMAIN, is_fresh=is_fresh, console=Console(quiet=True), while_pid=os.getpid()
         )
-        self.wait_until(self._is_standby_ready, "the TaskManagers that stand by", timeout_s=RECOVERY_PATIENCE_S)
 
     def _is_standby_ready(self) -> bool:
         processes: Any = self.home.read_state()["processes"]
