@@ -59,8 +59,13 @@ def configuration(name: str, settings: Settings) -> Configuration:
         # Each record is handed on at once: a timer that flushes every ms costs more at their rates.
         values["execution.buffer-timeout.interval"] = "0 ms"
     if name == "govern":
-        # Ids of months, checkpointed four times a second: only what changed may be written.
-        values |= {"state.backend.type": "rocksdb", "execution.checkpointing.incremental": "true"}
+        # Ids of months, checkpointed four times a second: only what changed may be written (decisions/0013).
+        values |= {
+            "state.backend.type": "rocksdb",
+            "execution.checkpointing.incremental": "true",
+            "state.backend.rocksdb.compaction.style": "UNIVERSAL",
+            "state.backend.rocksdb.use-bloom-filter": "true",
+        }
     if (checkpoints := checkpoints_of(name, settings)) and name != "replay":
         values["execution.checkpointing.dir"] = checkpoints
     if rest := os.environ.get("FLYBALL_REST"):  # started as a plain script, not by `flink run`
