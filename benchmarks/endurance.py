@@ -172,11 +172,11 @@ def running(**settings: str) -> Iterator[Bench]:
 
 
 def _maximum(home: Home, follow: Follow) -> float:
-    """Facts decided a second when more are offered: each step offers half as much again, until it is too much."""
-    rate, most = _FIRST_RATE, 0.0
+    """Facts decided a second when more are offered: each step offers half as much again, until it is too much twice."""
+    rate, most, again = _FIRST_RATE, 0.0, False
     while True:
         before = follow.seen.facts
-        flow = start_load(home, "facts", round(rate * _STEP_S), rate=rate, run=f"ramp{rate:.0f}")
+        flow = start_load(home, "facts", round(rate * _STEP_S), rate=rate, run=f"ramp{rate:.0f}{again:d}")
         wait_until(lambda before=before: follow.seen.facts > before, lambda: "no fact came", timeout_s=60)  # type: ignore[misc]
         time.sleep(_STEP_S / 3)
         since, offered, decided = time.monotonic(), follow.seen.facts, follow.seen.decided
@@ -186,9 +186,12 @@ def _maximum(home: Home, follow: Follow) -> float:
         finish_load(flow)
         follow.wait_decided(before + round(rate * _STEP_S))
         most = max(most, decided_per_s)
-        if decided_per_s < _IN_TIME * offered_per_s:
+        if decided_per_s >= _IN_TIME * offered_per_s:
+            rate, again = rate * _MORE, False
+        elif again:
             return most
-        rate *= _MORE
+        else:
+            again = True
 
 
 def soak(minutes: float) -> dict[str, Any]:
