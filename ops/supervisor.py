@@ -73,7 +73,7 @@ class Part:
         self.ended_at = None
 
     def is_due(self) -> bool:
-        """Whether it ended so long ago that it is to be brought back."""
+        """Whether it is to be brought back: it ended, which is noted at the first look, and others had their head start."""
         if self.process is not None and self.process.poll() is None:
             return False
         self.is_ready = False
