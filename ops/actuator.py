@@ -34,7 +34,7 @@ def main() -> None:
         memory=home.run / "actuators" / f"{asked.domain}.sqlite", otherwise=without_handler,
         patience=Patience(settings.command_attempts, settings.command_retry_s),
     ) as commands:  # fmt: skip
-        commands.step()  # joins the group
+        commands.step()  # takes the partitions up where they were committed
         (home.run / "actuators" / f"{asked.domain}.ready").touch()
         commands.run(signals=(signal.SIGTERM,))
 
