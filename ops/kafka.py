@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import confluent_kafka
+import tenacity
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
@@ -18,6 +19,13 @@ from contracts.topics import MAX_RECORD_BYTES, TOPICS
 from udfs import broker_access
 
 _PATIENCE_S = 30.0
+# A broker that stood still or came back names coordinators and addresses anew: what fails meanwhile is asked again.
+_asked_again = tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, KafkaError) and error.retriable),
+    wait=tenacity.wait_fixed(0.2),
+    stop=tenacity.stop_after_delay(_PATIENCE_S),
+    reraise=True,
+)
 # So few records behind may be markers of transactions only, which no reader's committed offset passes.
 _FEW = 200
 # Records handed over at once by the bulk reader: few enough to be warm in the cache when they are parsed.
@@ -153,7 +161,7 @@ def partitions(reader: KafkaConsumer, topics: list[str]) -> list[TopicPartition]
     """Every partition of `topics`. Raises BrokerUnavailable when a topic is not there."""
     found = []
     for name in topics:
-        numbers = reader.partitions_for_topic(name)
+        numbers = _asked_again(reader.partitions_for_topic)(name)
         if not numbers:
             raise BrokerUnavailable(f"topic {name!r} does not exist; './flyball up DOMAIN' makes it")
         found += [TopicPartition(name, number) for number in sorted(numbers)]
@@ -411,9 +419,9 @@ class LagReader:
             where = partitions(self._reader, [f"{self._domain}.{name}" for name in names])
             ends = end_offsets(self._reader, where)
             group = f"{self._domain}-{reader}"
-            committed = self._admin.list_group_offsets(group).get(group, {})
+            committed = _group_offsets(self._admin, group)
             found[reader] = sum(
-                self._behind(place, max(0, committed[place].offset) if place in committed else 0, end)
+                self._behind(place, max(0, committed.get(place, 0)), end)
                 for place, end in ends.items()
             )
         return found
@@ -442,9 +450,14 @@ def committed(bootstrap_servers: str, group: str, *, principal: str | None = Non
     """Where the consumer group would go on reading, for each partition it has committed."""
     admin = _admin(bootstrap_servers, principal)
     try:
-        return {place: at.offset for place, at in admin.list_group_offsets(group).get(group, {}).items()}
+        return _group_offsets(admin, group)
     finally:
         admin.close()
+
+
+@_asked_again
+def _group_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartition, int]:
+    return {place: at.offset for place, at in admin.list_group_offsets(group).get(group, {}).items()}
 
 
 def existing_topics(bootstrap_servers: str, domain: str) -> set[str]:

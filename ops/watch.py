@@ -132,7 +132,8 @@ class Watch(threading.Thread):
     def decision_of(self, timeout_s: float = 60.0) -> DecisionOf:
         """A function that waits until the proposal about a key is decided (ops/world.py DecisionOf).
 
-        It gives None after `timeout_s` without a decision (the world then goes on as if it was allowed).
+        It gives None after `timeout_s` without a decision (the world then goes on as if it was allowed), and
+        raises what ended this thread, if something did.
         """
 
         usual_s = timeout_s
@@ -143,8 +144,10 @@ class Watch(threading.Thread):
             deadline = time.monotonic() + (usual_s if timeout_s is None else timeout_s)
             with self._arrived:
                 while (found := self._decided(key, nth, is_done)) is None:
+                    if self.error is not None:
+                        raise self.error
                     left = deadline - time.monotonic()
-                    if left <= 0 or self.error is not None:
+                    if left <= 0:
                         return None
                     self._arrived.wait(min(left, 0.5))
                 return found

@@ -185,8 +185,10 @@ class Loop:
         return found
 
     def settle(self, *, timeout_s: float = PATIENCE_S) -> None:
-        """Until every job has read all there is, every topic stands still, and we have read it too."""
-        reader = kafka.LagReader(self.bootstrap, self.domain, flink_jobs.jobs_of(self.domain))
+        """Until every job has read all there is, no model is asked, every topic stands still, and we have read it too."""
+        jobs = flink_jobs.jobs_of(self.domain)
+        asks_models = "reason" in jobs
+        reader = kafka.LagReader(self.bootstrap, self.domain, jobs)
         ends_reader = kafka.consumer(self.bootstrap)
         where = kafka.partitions(ends_reader, [row.of(self.domain) for row in TOPICS])
         before: list[dict[TopicPartition, int]] = []
@@ -195,7 +197,8 @@ class Loop:
             lags, ends = reader.lags(), kafka.end_offsets(ends_reader, where)
             is_still = not any(lags.values()) and before == [ends]
             before[:] = [ends]
-            return is_still and all(self.log.positions.get(place, 0) >= end for place, end in ends.items())
+            is_read = is_still and all(self.log.positions.get(place, 0) >= end for place, end in ends.items())
+            return is_read and not (asks_models and flink_jobs.open_calls(self.home, self.domain))
 
         try:
             self.wait_for("the loop to come to rest", is_calm, timeout_s=timeout_s)

@@ -21,7 +21,8 @@ wrong. So the samples follow from seed and decisions alone.
 
 To give the loop time for both, the world waits for the next remedy CHECK_STEPS after something began, and
 after a remedy that did not help; remedies take no longer than that (incidents_remedies.py), so what they
-changed shows in the samples that come behind their outcome in the log.
+changed shows in the samples that come behind their outcome in the log. And before the next story it waits for
+the outcomes of what was decided in this one, which would stand in the way of the next one's remedies.
 """
 
 from __future__ import annotations
@@ -173,6 +174,10 @@ class Simulation:
         while True:
             number = self._slot_of(step)
             if number is not None and number not in courses:
+                for before, course in courses.items():
+                    if decision_of is not None and silent < PATIENCE:
+                        yield None
+                        self._come_to_rest(before, course, decision_of)
                 fault = self.slot(number).fault
                 first = self._step_of(fault.began_ms) + CHECK_STEPS if fault.is_real else None
                 courses = {number: _Course(fault.ends_ms, first)}  # the one before is over
@@ -215,6 +220,14 @@ class Simulation:
             course.asked += 1
             course.ask_step = step + CHECK_STEPS if course.asked < ASKS else None
         return found
+
+    def _come_to_rest(self, number: int, course: _Course, decision_of: DecisionOf) -> None:
+        """Wait for what was decided in a slot and has no outcome yet: it would stand in the way of the next story's remedy."""
+        key = f"{self.system.name}|{number}"
+        while decision_of(key, nth=course.taken, timeout_s=0.0):
+            if decision_of(key, nth=course.taken, is_done=True, timeout_s=PATIENCE_S) is None:
+                return
+            course.taken += 1
 
     def _take(self, fault: Fault, course: _Course, decided: Decided, step: int) -> None:
         done_ms = decided.done_ms

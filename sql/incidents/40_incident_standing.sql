@@ -5,18 +5,14 @@
 -- is_begin     an alarm more than 3 samples after the last one, or the first: an incident begins. Where no sample came
 --              since (a system that only sends alerts), one more than half an hour later
 -- is_new_head  an alarm of an open incident whose likeliest cause is another than at the alarm before
+-- is_tried     a remedy came back and is this incident's. One that was done (event time) before the incident began, and
+--              only told of later, is not: its own incident, or a mere deploy, asked for it
 -- is_verified  the second sample after a remedy shows no symptom; is_failed: it does, or the remedy itself failed
 -- What an alarm said (shown, suspects, evidence) stands until the next alarm.
 CREATE VIEW alarm_counts AS
 WITH last_values AS (
     SELECT
         *,
-        COUNT(CASE WHEN is_remedy THEN 1 END) OVER log_order AS remedies,
-        LAST_VALUE(CASE WHEN is_remedy THEN `action` END) OVER log_order AS last_remedy,
-        LAST_VALUE(CASE WHEN is_remedy THEN fact_id END) OVER log_order AS remedy_fact_id,
-        LAST_VALUE(CASE WHEN is_remedy THEN correlation_id END) OVER log_order AS remedy_correlation_id,
-        LAST_VALUE(CASE WHEN is_remedy THEN COALESCE(traceparent, '') END) OVER log_order AS remedy_traceparent,
-        LAST_VALUE(CASE WHEN is_remedy THEN hops END) OVER log_order AS remedy_hops,
         LAST_VALUE(freeze_until_ms) OVER log_order AS frozen_until_ms,
         LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(shown, '') END) OVER log_order AS last_shown,
         LAST_VALUE(symptom_node) OVER log_order AS last_symptom_node,
@@ -24,8 +20,7 @@ WITH last_values AS (
         LAST_VALUE(CASE WHEN is_alarm THEN measured_evidence END) OVER log_order AS last_evidence,
         LAST_VALUE(CASE WHEN is_alarm THEN COALESCE(suspect_signs, '') END) OVER log_order AS last_signs,
         MAX(CASE WHEN is_alarm THEN sample_no END) OVER log_order AS alarm_no,
-        MAX(CASE WHEN is_alarm THEN event_ms END) OVER log_order AS alarm_ms,
-        MAX(CASE WHEN is_remedy THEN sample_no END) OVER log_order AS remedy_no
+        MAX(CASE WHEN is_alarm THEN event_ms END) OVER log_order AS alarm_ms
     FROM judged_facts
     WINDOW log_order AS (PARTITION BY subject ORDER BY arrival)
 )
@@ -53,8 +48,7 @@ SELECT
     is_alarm AND is_over AS is_begin,
     is_alarm
     AND NOT is_over
-    AND SPLIT_INDEX(suspects, CHR(9), 0) <> SPLIT_INDEX(previous_suspects, CHR(9), 0) AS is_same_with_new_head,
-    is_sample AND sample_no - remedy_no = 2 AND sample_no - previous_alarm_no <= 5 AS is_checked
+    AND SPLIT_INDEX(suspects, CHR(9), 0) <> SPLIT_INDEX(previous_suspects, CHR(9), 0) AS is_same_with_new_head
 FROM gaps;
 
 CREATE VIEW incidents AS
@@ -62,7 +56,6 @@ SELECT
     *,
     LAST_VALUE(CASE WHEN is_begin THEN fact_id END) OVER log_order AS incident_id,
     LAST_VALUE(CASE WHEN is_begin THEN event_ms END) OVER log_order AS begun_ms,
-    LAST_VALUE(CASE WHEN is_begin THEN remedies END) OVER log_order AS remedies_before,
     LAST_VALUE(CASE WHEN is_begin OR fact_type = 'incident.alert_raised' THEN COALESCE(text, '') END) OVER log_order
         AS alert_text,
     LAST_VALUE(
@@ -71,12 +64,35 @@ SELECT
 FROM incident_begins
 WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
 
+CREATE VIEW incident_remedies AS
+WITH tried AS (
+    SELECT
+        *,
+        COALESCE(is_remedy AND event_ms >= begun_ms, FALSE) AS is_tried
+    FROM incidents
+)
+
+SELECT
+    *,
+    COUNT(CASE WHEN is_tried THEN 1 END) OVER log_order AS remedies,
+    LAST_VALUE(CASE WHEN is_tried THEN `action` END) OVER log_order AS last_remedy,
+    LAST_VALUE(CASE WHEN is_tried THEN fact_id END) OVER log_order AS remedy_fact_id,
+    LAST_VALUE(CASE WHEN is_tried THEN correlation_id END) OVER log_order AS remedy_correlation_id,
+    LAST_VALUE(CASE WHEN is_tried THEN COALESCE(traceparent, '') END) OVER log_order AS remedy_traceparent,
+    LAST_VALUE(CASE WHEN is_tried THEN hops END) OVER log_order AS remedy_hops,
+    MAX(CASE WHEN is_tried THEN sample_no END) OVER log_order AS remedy_no
+FROM tried
+WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
+
 CREATE VIEW incident_deploys AS
 SELECT
     *,
+    is_sample AND sample_no - remedy_no = 2 AND sample_no - previous_alarm_no <= 5 AS is_checked,
+    LAST_VALUE(CASE WHEN is_begin THEN remedies END) OVER log_order AS remedies_before,
     SPLIT_INDEX(last_suspects, CHR(9), 0) AS suspect,
     last_deploy(deploys, SPLIT_INDEX(last_suspects, CHR(9), 0), begun_ms) AS deploy
-FROM incidents;
+FROM incident_remedies
+WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
 
 CREATE VIEW incident_standing AS
 SELECT
@@ -93,7 +109,7 @@ SELECT
     is_begin OR COALESCE(is_same_with_new_head, FALSE) AS is_new_head,
     COALESCE(is_checked AND shown IS NULL, FALSE) AS is_verified,
     COALESCE(is_checked AND shown IS NOT NULL, FALSE)
-    OR (is_remedy AND status = 'failed' AND incident_id IS NOT NULL) AS is_failed,
+    OR (is_tried AND status = 'failed') AS is_failed,
     degraded,
     deployed_node,
     deployed_by_fact,

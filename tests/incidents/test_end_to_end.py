@@ -38,7 +38,8 @@ class System:
     faults: list[Fault]
 
     def events(self, name: str, **data: object) -> list[dict[str, Any]]:
-        return self.loop.events(name, self.subject, **data)
+        """Each id once: situations and proposals come at least once (a job that was restarted writes them again)."""
+        return list({event["id"]: event for event in self.loop.events(name, self.subject, **data)}.values())
 
     def fallbacks(self) -> list[str]:
         """Why somebody else spoke in a model's place, for messages: the reply came too late, did not fit, ..."""
@@ -93,6 +94,18 @@ def failing(incidents: Loop, healthy: System) -> Iterator[System]:
         behave(incidents, error_rate=0, malformed_rate=0, hang_rate=0)
 
 
+def course(system: System, fault: Fault) -> str:
+    """What the loop did about a fault, a line an event, for messages."""
+    lines = [f"{fault.story} from {fault.began_ms}, fallbacks {system.fallbacks()}"]
+    for noun in ("situations", "proposals", "decisions", "commands", "outcomes"):
+        for event in within(system.events(noun), fault):
+            data = event["data"]
+            told = [data.get(f) for f in ("agent", "action", "verdict", "reason", "status", "node", "suspect", "remedies_tried")]
+            minutes = (parse_time_ms(event["time"]) - fault.began_ms) / 60_000
+            lines.append(f"{noun} +{minutes:.1f} min {event['type']}: {[t for t in told if t is not None]}")
+    return "\n  ".join(lines)
+
+
 def within(events: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any]]:
     """What belongs to a fault by event time: from its beginning to the end of its slot."""
     return [e for e in events if fault.began_ms <= parse_time_ms(e["time"]) < fault.began_ms + SLOT_MS - 10 * 60_000]
@@ -135,7 +148,7 @@ def test_one_chain_leads_from_the_fact_to_the_closed_incident(healthy: System) -
 def test_after_two_remedies_that_do_not_help_a_person_is_paged(healthy: System) -> None:
     fault = healthy.told("lasting")[0]
     commands = [e["data"] for e in within(healthy.events("commands"), fault)]
-    assert sum(c["action"] in REMEDIES for c in commands) == 2, healthy.fallbacks()
+    assert sum(c["action"] in REMEDIES for c in commands) == 2, course(healthy, fault)
     assert [c["agent"] for c in commands if c["action"] == "page_person"] == ["page-rule"]
     assert len(within(healthy.events("situations", type_="incidents.remedy_failed"), fault)) == 2
 
@@ -159,7 +172,7 @@ def test_nothing_is_changed_on_the_word_of_an_alert(healthy: System) -> None:
 
 def test_every_proposal_of_a_model_tells_what_it_was_asked_and_cost(healthy: System) -> None:
     reasoned = [e["data"] for e in healthy.events("proposals") if e["data"].get("reasoned")]
-    assert {each["agent"] for each in reasoned} >= {"triage", "next-remedy"}, healthy.fallbacks()
+    assert {each["agent"] for each in reasoned} >= {"triage", "next-remedy"}, course(healthy, healthy.told("lasting")[0])
     exchanges = {f"{e['data']['call_id']}/{e['data']['turn']}": e["data"] for e in healthy.exchanges("flyball.exchange")}
     for each in reasoned:
         told = each["reasoned"]

@@ -162,6 +162,20 @@ def test_a_remedy_failed_when_the_symptom_stays_or_it_did_not_work(incidents: Lo
     assert (second["data"]["remedies_tried"], second["data"]["last_remedy"]) == (2, "scale_out")
 
 
+def test_a_remedy_done_before_the_incident_began_is_none_of_its(incidents: Loop) -> None:
+    """Somebody took a harmless deploy back; that it was done is told only after something else broke."""
+    system = System(incidents, "late-word")
+    done_ms = system.now_ms
+    system.sample(SLOW)
+    send_outcome(incidents, system.subject, done_ms, "roll_back", "failed")
+    system.sample(SLOW)
+    system.outcome("restart_service")
+    for _ in range(2):
+        system.sample(SLOW)
+    (failed,) = system.situations("remedy_failed")
+    assert (failed["data"]["remedies_tried"], failed["data"]["last_remedy"]) == (1, "restart_service")
+
+
 def test_a_deploy_is_degraded_when_its_node_is_worse_in_the_samples_after_it(incidents: Loop) -> None:
     system = System(incidents, "deploy-1")
     deployed = system.tell("deployed", node="search", deploy_id="d-9", version="v3")

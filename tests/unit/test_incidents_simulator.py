@@ -42,7 +42,6 @@ class Loop:
     def __call__(
         self, key: str, /, *, nth: int | None = None, is_done: bool = False, timeout_s: float | None = None
     ) -> Decided | None:
-        assert is_done
         assert nth is not None
         if timeout_s:
             self.asked.append((key, self.now_ms))
@@ -299,6 +298,29 @@ def test_a_held_remedy_heals_once_a_person_approved_it() -> None:
     at_ms = fault.began_ms + 8 * STEP_MS
     assert shown(simulation, fault, facts, at_ms - 5 * STEP_MS, at_ms)
     assert not shown(simulation, fault, facts, at_ms + 3 * STEP_MS, fault.ends_ms)
+
+
+def test_the_next_story_waits_for_the_outcome_of_what_was_decided_in_this_one() -> None:
+    """A second remedy was decided after the first had healed; its outcome comes only when it is waited for."""
+    simulation = Simulation(1, 10_000)
+    fault = simulation.slot(0).fault
+    waited: list[int] = []
+
+    class Late(Loop):
+        def __call__(self, key: str, /, **how: Any) -> Decided | None:
+            if key != f"{simulation.system.name}|0" or self.now_ms < fault.began_ms or how["nth"] > 1:
+                return None
+            if how["nth"] == 0:
+                return Decided("allow", *RIGHT["slow_deploy"](fault), "c-0", "succeeded", fault.began_ms + 90_000)
+            if not how.get("is_done"):
+                return Decided("allow", "scale_out", {}, "c-1")
+            if how["timeout_s"]:
+                waited.append(self.now_ms)
+                return Decided("allow", "scale_out", {"node": fault.node, "instances": 1}, "c-1", "succeeded", self.now_ms)
+            return None
+
+    play(simulation, Late())
+    assert waited == [START_MS + (QUIET_STEPS + SLOT_STEPS - 1) * STEP_MS]
 
 
 # ---------------------------------------------------------------------------------------- the world
