@@ -31,10 +31,11 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
     settings, contract = load_settings(domain), load_domain(domain)
     path = file or settings.conf_dir / "policies_test.yaml"
     table = read_yaml(path)
-    if not isinstance(table, dict) or not isinstance(table.get("cases"), list):
-        raise SetupFailed(f"{path}: expected 'cases' (a list) and perhaps 'defaults', came {type(table).__name__}")
+    if not isinstance(table, dict) or not isinstance(table.get("cases"), list) or not table["cases"]:
+        raise SetupFailed(f"{path}: expected 'cases' (a list of at least one), perhaps 'defaults' and 'people', came {table!r:.200}")
     checked = policies.check_files(domain, policies.policy_files(domain))
-    defaults: dict[str, Any] = dict(table.get("defaults") or {})
+    defaults = _mapping(table, "defaults", str(path))
+    people_of_all = _people(table, str(path))
     results = []
     for number, case in enumerate(table["cases"]):
         if not isinstance(case, dict) or not {"case", "given", "expect"} <= set(case):
@@ -42,15 +43,29 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
         for name in ("given", "expect"):
             if not isinstance(rows := case[name], list) or not all(isinstance(row, dict) for row in rows):
                 raise SetupFailed(f"{path}: case {case['case']!r}: expected '{name}' to be a list of mappings, came {rows!r:.200}")
+        people = cases.people_of(_people(case, f"{path}: case {case['case']!r}") or people_of_all)
         try:
-            people = cases.people_of(case.get("people") or table.get("people") or {})
             in_force = PolicySet.compile(checked, people=people)
             played = cases.play(contract, in_force, case, defaults, max_hops=settings.max_hops)
             problem = _problem(played, case["expect"])
-        except (BadInput, ValueError, KeyError, TypeError, IndexError) as error:
+        except KeyError as missing:
+            problem = f"not a case: expected {missing} in a row, and there is none"
+        except (BadInput, ValueError, TypeError, IndexError) as error:
             problem = f"not a case: {type(error).__name__}: {error}"
         results.append(Result(str(case["case"]), problem))
     return results
+
+
+def _mapping(of: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    found = of.get(name) or {}
+    if not isinstance(found, dict):
+        raise SetupFailed(f"{where}: expected '{name}' to be a mapping, came {found!r:.200}")
+    return found
+
+
+def _people(of: dict[str, Any], where: str) -> dict[str, Any]:
+    people = _mapping(of, "people", where)
+    return {name: _mapping(people, name, f"{where}: people") for name in people}
 
 
 def _problem(played: cases.Played, expect: list[dict[str, Any]]) -> str | None:

@@ -1,8 +1,9 @@
 """One embedded instance for all tests that need one, in a home of its own, started beside the others.
 
-`tests/unit` and `tests/contract` need no process. `tests/flink` and `tests/e2e` share one broker
-and one cluster, which start in the background while the quick tests run; `tests/secure` and `tests/incidents` have their own, after those. Every test has subjects of
-its own, so tests do not see each other.
+`tests/unit` and `tests/contract` need no process. Most of `tests/flink` and `tests/e2e` share one broker and one
+cluster, which start in the background while the quick tests run and end with the last test that needs them. Behind
+come the tests that start an instance of their own: they have the cores to themselves. Every test has subjects of its
+own, so tests do not see each other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop
 
-FOLDERS = ("unit", "contract", "flink", "e2e", "secure", "incidents")
+WITH_PROCESSES = ("flink", "e2e", "secure", "incidents")
+FOLDERS = ("unit", "contract", "fuzz", *WITH_PROCESSES)
 
 
 def _folder(item: pytest.Item) -> str:
@@ -43,11 +45,15 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; tests in the last four folders carry the mark of their folder."""
-    items.sort(key=lambda item: FOLDERS.index(_folder(item)) if _folder(item) in FOLDERS else 0)
+    """Quick tests first, then those of the shared instance; tests in the last four folders carry the mark of their folder."""
+    items.sort(key=lambda item: (_folder(item) in WITH_PROCESSES, not _is_shared(item), FOLDERS.index(_folder(item))))
     for item in items:
-        if _folder(item) in ("flink", "e2e", "secure", "incidents"):
+        if _folder(item) in WITH_PROCESSES:
             item.add_marker(_folder(item))
+
+
+def _is_shared(item: pytest.Item) -> bool:
+    return "instance" in getattr(item, "fixturenames", ())
 
 
 class _Step:
@@ -80,6 +86,12 @@ class _Started:
 
     home: Home
     steps: dict[str, _Step]
+    loops: list[Loop]
+
+    def end(self) -> None:
+        while self.loops:
+            self.loops.pop().close()
+        embedded.stop(self.home)
 
 
 _STARTED: pytest.StashKey[_Started] = pytest.StashKey()
@@ -102,38 +114,47 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     steps = {"instance": _Step(start)}
     if "payments" in wants:
         steps["payments"] = _Step(lambda: bring_up_by_hand(home, "payments"), steps["instance"])
-    session.config.stash[_STARTED] = _Started(home, steps)
+    session.config.stash[_STARTED] = _Started(home, steps, [])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     started = session.config.stash.get(_STARTED, None)
     if started is not None:
-        embedded.stop(started.home)
+        started.end()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The shared instance ends with the last test that needs it."""
+    if _is_shared(item) and nextitem is not None and not _is_shared(nextitem):
+        item.config.stash[_STARTED].end()
 
 
 @pytest.fixture(scope="session")
 def instance(request: pytest.FixtureRequest) -> Home:
-    """The home of the running instance. It runs until the session ends."""
+    """The home of the running instance."""
     started = request.config.stash[_STARTED]
     started.steps["instance"].wait()
     return started.home
 
 
 @pytest.fixture(scope="session")
-def machines(instance: Home) -> Iterator[Loop]:
+def machines(request: pytest.FixtureRequest, instance: Home) -> Loop:
     """`machines` with its topics, policies, model, jobs and actuator, as `./flyball up` makes it."""
-    loop = Loop(instance, "machines")
-    yield loop
-    loop.close()
+    return _loop(request, instance, "machines")
 
 
 @pytest.fixture(scope="session")
-def payments(request: pytest.FixtureRequest, instance: Home) -> Iterator[Loop]:
+def payments(request: pytest.FixtureRequest, instance: Home) -> Loop:
     """`payments`, whose jobs were submitted by hand with `flink run`, as on a cluster of one's own."""
     request.config.stash[_STARTED].steps["payments"].wait()
-    loop = Loop(instance, "payments")
-    yield loop
-    loop.close()
+    return _loop(request, instance, "payments")
+
+
+def _loop(request: pytest.FixtureRequest, instance: Home, domain: str) -> Loop:
+    loop = Loop(instance, domain)
+    request.config.stash[_STARTED].loops.append(loop)
+    return loop
 
 
 def bring_up_by_hand(home: Home, domain: str) -> None:

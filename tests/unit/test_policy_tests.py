@@ -26,6 +26,8 @@ def test_the_shipped_policies_do_what_their_table_says(domain: str) -> None:
         ("[{action: launch}]", "[{}]", "no action 'launch'"),
         ("[{outcome_of: 0}]", "[{}]", "IndexError"),
         ("[{}]", "[{mood: good}]", "came ['mood']"),
+        ("[{at: x}]", "[{}]", "at: expected a number of seconds, came 'x'"),
+        ("[{answer_to: 0}]", "[{}]", "expected 'by' in a row, and there is none"),
     ],
 )
 def test_a_case_fails_with_what_was_expected_and_what_came(tmp_path: Path, given: str, expect: str, told: str) -> None:
@@ -39,10 +41,21 @@ def test_a_case_fails_with_what_was_expected_and_what_came(tmp_path: Path, given
     assert told in (result.problem or "")
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- 1", "expected 'cases'"),
+        ("cases: []", "a list of at least one"),
+        ("{defaults: 3, cases: [{case: one, given: [], expect: []}]}", "expected 'defaults' to be a mapping, came 3"),
+        ("{people: [ada], cases: [{case: one, given: [], expect: []}]}", r"expected 'people' to be a mapping, came \['ada'\]"),
+        ("{people: {ada: 3}, cases: [{case: one, given: [], expect: []}]}", "people: expected 'ada' to be a mapping, came 3"),
+        ("cases: [{case: one, given: [], expect: [], people: 3}]", "case 'one': expected 'people' to be a mapping, came 3"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, told: str) -> None:
     table = tmp_path / "table.yaml"
-    table.write_text("- 1\n")
-    with pytest.raises(SetupFailed, match="expected 'cases'"):
+    table.write_text(f"{text}\n")
+    with pytest.raises(SetupFailed, match=told):
         run("machines", table)
 
 

@@ -52,6 +52,7 @@ _PROPOSAL = {
 _OUTCOME = {"outcome_of", "status", "cost", "at"}
 _ANSWER = {"answer_to", "answer", "by", "parameters", "reason", "digest_of", "wall"}
 _OVERRIDE = {"override", "by", "parameters", "reason", "break_glass", "wall"}
+_SECONDS = {"at", "features_at", "expires_after", "wall"}
 _EXPECT = {
     "verdict", "reason", "action", "parameters", "obligations", "is_commanded", "matched", "explains", "clock",
     "would", "lost_to",
@@ -185,6 +186,9 @@ def spoken(
 def _refuse_unknown(row: Mapping[str, Any], known: set[str]) -> None:
     if unknown := sorted(set(row) - known):
         raise ValueError(f"expected some of {sorted(known)}, came {unknown}")
+    for name in _SECONDS & set(row):
+        if not isinstance(row[name], int | float):
+            raise ValueError(f"{name}: expected a number of seconds, came {row[name]!r:.100}")
 
 
 def _instant(seconds: float) -> str:
