@@ -103,6 +103,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if "instance" not in wants or session.config.option.collectonly:
         return
     home = Home(session.config._tmp_path_factory.mktemp("home"))  # type: ignore[attr-defined]
+    # Before there are threads: CPython 3.11's ast.parse fails (SystemError, recursion depth mismatch) when a callback
+    # of the garbage collector, as Hypothesis has one, lets another thread parse meanwhile.
+    code_versions.kept(home)
 
     def start() -> None:
         embedded.start(home, fresh=True, while_pid=os.getpid())
