@@ -280,7 +280,7 @@ def test_an_untidy_log_is_read_as_it_is_meant(loans: Loop) -> None:
         row("log-1", "2025-05-01 12:00:00", "O_ACCEPTED", "", "", ""),
     )
     (accepted,) = loans.wait_for("the acceptance", lambda: loans.situations("offer_accepted", "log-1"))
-    (received,) = loans.situations("application_received", "log-1")
+    (received,) = loans.wait_for("the reception", lambda: loans.situations("application_received", "log-1"))
     assert received["time"] == "2025-05-01T10:30:00.000Z", (
         "handed in before, but only now the amount is known"
     )
