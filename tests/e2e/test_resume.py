@@ -1,6 +1,6 @@
 """Stop and go on: `down`, then `run --resume` with an input that begins with what was played before.
 
-The last test of a session, because it stops the instance the others use.
+The last test of the shared instance, because it stops it.
 """
 
 from __future__ import annotations
