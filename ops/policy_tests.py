@@ -43,9 +43,9 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
         for name in ("given", "expect"):
             if not isinstance(rows := case[name], list) or not all(isinstance(row, dict) for row in rows):
                 raise SetupFailed(f"{path}: case {case['case']!r}: expected '{name}' to be a list of mappings, came {rows!r:.200}")
-        people = cases.people_of(_people(case, f"{path}: case {case['case']!r}") or people_of_all)
+        people = _people(case, f"{path}: case {case['case']!r}") or people_of_all
         try:
-            in_force = PolicySet.compile(checked, people=people)
+            in_force = PolicySet.compile(checked, people=cases.people_of(people))
             played = cases.play(contract, in_force, case, defaults, max_hops=settings.max_hops)
             problem = _problem(played, case["expect"])
         except KeyError as missing:
@@ -57,7 +57,7 @@ def run(domain: str, file: Path | None = None) -> list[Result]:
 
 
 def _mapping(of: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    found = of.get(name) or {}
+    found = {} if of.get(name) is None else of[name]
     if not isinstance(found, dict):
         raise SetupFailed(f"{where}: expected '{name}' to be a mapping, came {found!r:.200}")
     return found

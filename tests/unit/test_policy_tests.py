@@ -44,6 +44,7 @@ def test_a_case_fails_with_what_was_expected_and_what_came(tmp_path: Path, given
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("{defaults: [], cases: [{case: one, given: [], expect: []}]}", r"expected 'defaults' to be a mapping, came \[\]"),
         ("- 1", "expected 'cases'"),
         ("cases: []", "a list of at least one"),
         ("{defaults: 3, cases: [{case: one, given: [], expect: []}]}", "expected 'defaults' to be a mapping, came 3"),
@@ -57,6 +58,14 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, told: str
     table.write_text(f"{text}\n")
     with pytest.raises(SetupFailed, match=told):
         run("machines", table)
+
+
+@pytest.mark.parametrize("roles", ["3", "[3]", "text"])
+def test_a_case_with_people_that_are_none_fails(tmp_path: Path, roles: str) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text(f"cases: [{{case: one, given: [], expect: [], people: {{ada: {{roles: {roles}}}}}}}]\n")
+    (result,) = run("machines", table)
+    assert "not a case" in (result.problem or "")
 
 
 @pytest.mark.parametrize("name", ["given", "expect"])

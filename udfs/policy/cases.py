@@ -65,14 +65,13 @@ def key_of(person: str) -> Ed25519PrivateKey:
 
 
 def people_of(given: Mapping[str, Any]) -> list[Person]:
-    """The people of a case."""
+    """The people of a case. Raises ValidationError for one that is none."""
     return [
-        Person(
-            person=name, roles=tuple(raw.get("roles", ())), may=tuple(raw.get("may", ())),
-            is_active=raw.get("is_active", True), public_key=public_text(key_of(name)),
+        Person.model_validate_json(
+            orjson.dumps({"roles": [], **raw, "person": name, "public_key": public_text(key_of(name))})
         )
         for name, raw in given.items()
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
