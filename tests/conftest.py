@@ -46,10 +46,14 @@ def _folder(item: pytest.Item) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick tests first, then those of the shared instance; tests in the last four folders carry the mark of their folder."""
-    items.sort(key=lambda item: (_folder(item) in WITH_PROCESSES, not _is_shared(item), FOLDERS.index(_folder(item))))
+    items.sort(key=lambda item: (_folder(item) in WITH_PROCESSES, not _is_shared(item), _place(item)))
     for item in items:
         if _folder(item) in WITH_PROCESSES:
             item.add_marker(_folder(item))
+
+
+def _place(item: pytest.Item) -> int:
+    return FOLDERS.index(_folder(item)) if _folder(item) in FOLDERS else 0
 
 
 def _is_shared(item: pytest.Item) -> bool:
