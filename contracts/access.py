@@ -79,8 +79,11 @@ def grants(who: str, *, also_reads: tuple[str, ...] = ()) -> tuple[Grant, ...]:
             found.add(Grant(who, "READ", "GROUP", f"{domain}-{role}"))
     if role == "reason":
         found.add(Grant(who, "READ", "GROUP", f"{domain}-reason-reads-back"))
-    if role == "redriver" or any(row.is_transactional for row in TOPICS if row.name in writes(role)):
+    transactional = [row for row in TOPICS if row.is_transactional and row.name in writes(role)]
+    if role == "redriver" or transactional:
         found |= {Grant(who, o, "TRANSACTIONAL_ID", f"{domain}-{role}-", True) for o in ("WRITE", "DESCRIBE")}  # type: ignore[arg-type]
+    if role in JOBS:  # Flink looks for transactions that a lost run left open
+        found |= {Grant(who, "READ", "TOPIC", row.of(domain)) for row in transactional}
     return tuple(sorted(found))
 
 

@@ -63,9 +63,8 @@ def sinks(settings: Settings) -> dict[str, str]:
         )
         for kind, situation in contract.situations.items()
     }
-    for table, name in (("dead_letters_sink", "dead-letters"), ("late_facts_sink", "late-facts")):
-        tables[table] = raw_sink(table, name, settings, producer=NAME)
-    return tables
+    refused = ("dead-letters", "late-facts")
+    return tables | {"refused_sink": raw_sink("refused_sink", refused, settings, producer=NAME)}
 
 
 def sql_statements(text: str) -> list[str]:
@@ -110,7 +109,8 @@ def build(
 
     statements = t_env.create_statement_set()
     statements.add_insert_sql(
-        "INSERT INTO dead_letters_sink SELECT dead_key, dead_letter FROM typed_facts WHERE dead_key IS NOT NULL"
+        f"INSERT INTO refused_sink SELECT '{topic('dead-letters').of(settings.domain)}', dead_key, dead_letter"
+        " FROM typed_facts WHERE dead_key IS NOT NULL"
     )
     if settings.signed_facts == "required":
         statements.add_insert_sql(_insert_replayed(settings.domain))
@@ -196,7 +196,7 @@ def _insert_replayed(domain: str) -> str:
         f" forgotten; came one of ', {_instant('event_ms')})"
     )
     return (
-        f"INSERT INTO dead_letters_sink SELECT {place}, JSON_OBJECT("
+        f"INSERT INTO refused_sink SELECT '{topic('dead-letters').of(domain)}', {place}, JSON_OBJECT("
         "KEY 'specversion' VALUE '1.0',"
         f" KEY 'id' VALUE {_derived_id(place, 'dead-letter')},"
         f" KEY 'source' VALUE '/flyball/{domain}/{NAME}', KEY 'type' VALUE '{DeadLetter.event_type}',"
@@ -243,7 +243,7 @@ def _insert_late_facts(domain: str) -> str:
     """Facts behind the watermark: event-time windows drop them in silence, so they are kept here."""
     kind, instant = LateFact.event_type, _instant("event_ms")
     return (
-        "INSERT INTO late_facts_sink SELECT subject, JSON_OBJECT("
+        f"INSERT INTO refused_sink SELECT '{topic('late-facts').of(domain)}', subject, JSON_OBJECT("
         "KEY 'specversion' VALUE '1.0',"
         f" KEY 'id' VALUE {_derived_id('fact_id', kind)},"
         f" KEY 'source' VALUE '/flyball/{domain}/{NAME}', KEY 'type' VALUE '{kind}',"

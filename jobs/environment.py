@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def configuration(name: str, settings: Settings) -> Configuration:
             "execution.checkpointing.incremental": "true",
             "state.backend.rocksdb.compaction.style": "UNIVERSAL",
             "state.backend.rocksdb.use-bloom-filter": "true",
+            "state.backend.rocksdb.writebuffer.size": "4mb",
         }
     if (checkpoints := checkpoints_of(name, settings)) and name != "replay":
         values["execution.checkpointing.dir"] = checkpoints
@@ -233,18 +234,19 @@ def keyed_records(t_env: StreamTableEnvironment, table: str) -> KeyedStream:
 
 
 def write(
-    t_env: StreamTableEnvironment, stream: DataStream, sinks: Mapping[str, str]
+    t_env: StreamTableEnvironment, stream: DataStream, domain: str, sinks: Mapping[str, Sequence[str]]
 ) -> StatementSet:
     """Statements that write every (topic, key, value) of `stream` into the raw sink table of its topic.
 
-    `sinks`: topic -> table.
+    `sinks`: table -> the topics it writes, named as the rows name them: without the domain.
     """
     schema = Schema.new_builder()
     for name in ("f0", "f1", "f2"):
         schema = schema.column(name, DataTypes.STRING())
     t_env.create_temporary_view("written", t_env.from_data_stream(stream, schema.build()))
     statements = t_env.create_statement_set()
-    for topic_name, sink in sinks.items():
-        query = t_env.sql_query(f"SELECT f1, f2 FROM written WHERE f0 = '{topic_name}'")
+    for sink, topics in sinks.items():
+        listed = ", ".join(f"'{name}'" for name in topics)
+        query = t_env.sql_query(f"SELECT CONCAT('{domain}.', f0), f1, f2 FROM written WHERE f0 IN ({listed})")
         statements.add_insert(sink, query)
     return statements

@@ -27,6 +27,8 @@ from udfs.policy.flink import POLICIES_STATE, RECORD, Govern
 NAME = "govern"
 # Planning asks how long a control topic is.
 NEEDS_BROKER = True
+# A decision and its command become visible together. Claims on limits must not wait for a checkpoint.
+WRITTEN = {"decisions_sink": ("decisions", "commands"), "limits_sink": ("limits", "dead-letters")}
 
 
 def sources(settings: Settings) -> dict[str, str]:
@@ -41,13 +43,8 @@ def sources(settings: Settings) -> dict[str, str]:
 
 def sinks(settings: Settings) -> dict[str, str]:
     return {
-        f"{name}_sink": raw_sink(
-            f"{name}_sink", name, settings, producer=NAME, is_transactional=True
-        )
-        for name in ("decisions", "commands")
-    } | {
-        f"{name.replace('-', '_')}_sink": raw_sink(f"{name.replace('-', '_')}_sink", name, settings, producer=NAME)
-        for name in ("limits", "dead-letters")
+        sink: raw_sink(sink, topics, settings, producer=NAME, is_transactional=sink == "decisions_sink")
+        for sink, topics in WRITTEN.items()
     }
 
 
@@ -72,14 +69,7 @@ def build(
         .name("govern: the truth table")
         .uid("govern-truth-table")
     )
-    return write(
-        t_env,
-        decisions,
-        {
-            "decisions": "decisions_sink", "commands": "commands_sink", "limits": "limits_sink",
-            "dead-letters": "dead_letters_sink",
-        },
-    )
+    return write(t_env, decisions, settings.domain, WRITTEN)
 
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:

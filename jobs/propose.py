@@ -24,6 +24,7 @@ from udfs.agents.flink import MODELS_STATE, RECORD, Propose
 NAME = "propose"
 # Planning asks how long a control topic is.
 NEEDS_BROKER = True
+WRITTEN = ("proposals", "dead-letters")
 
 
 def sources(settings: Settings) -> dict[str, str]:
@@ -35,8 +36,7 @@ def sources(settings: Settings) -> dict[str, str]:
 
 def sinks(settings: Settings) -> dict[str, str]:
     return {
-        "proposals_sink": raw_sink("proposals_sink", "proposals", settings, producer=NAME),
-        "dead_letters_sink": raw_sink("dead_letters_sink", "dead-letters", settings, producer=NAME),
+        "proposals_sink": raw_sink("proposals_sink", WRITTEN, settings, producer=NAME),
     }
 
 
@@ -60,7 +60,7 @@ def build(
         .name("propose: agents answer situations")
         .uid("propose-agents")
     )
-    return write(t_env, proposals, {"proposals": "proposals_sink", "dead-letters": "dead_letters_sink"})
+    return write(t_env, proposals, settings.domain, {"proposals_sink": WRITTEN})
 
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:

@@ -29,6 +29,7 @@ from udfs.reason.flink import CONTROL_STATE, RECORD, ROUTED, Reason, Route
 NAME = "reason"
 # Planning asks how long the control topics are.
 NEEDS_BROKER = True
+WRITTEN = ("proposals", "dead-letters")
 # Written by a producer of the operator's own and read back after a restart: recorded before Flink writes.
 WRITES_ITSELF = frozenset({"exchanges"})
 _CONTROL = ("prompts", "models")
@@ -43,8 +44,7 @@ def sources(settings: Settings) -> dict[str, str]:
 
 def sinks(settings: Settings) -> dict[str, str]:
     return {
-        "proposals_sink": raw_sink("proposals_sink", "proposals", settings, producer=NAME),
-        "dead_letters_sink": raw_sink("dead_letters_sink", "dead-letters", settings, producer=NAME),
+        "proposals_sink": raw_sink("proposals_sink", WRITTEN, settings, producer=NAME),
     }
 
 
@@ -79,7 +79,7 @@ def build(
         .name("reason: models are asked")
         .uid("reason-ask")
     )
-    return write(t_env, proposals, {"proposals": "proposals_sink", "dead-letters": "dead_letters_sink"})
+    return write(t_env, proposals, settings.domain, {"proposals_sink": WRITTEN})
 
 
 def plan(env: StreamExecutionEnvironment, t_env: StreamTableEnvironment, settings: Settings) -> None:

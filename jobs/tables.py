@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,12 +92,16 @@ def _source_watermark(settings: Settings) -> str:
 
 
 def sink_options(
-    topic_name: str, settings: Settings, *, producer: str, is_transactional: bool = False
+    topics: Sequence[str], settings: Settings, *, producer: str, is_transactional: bool = False
 ) -> dict[str, str]:
-    """Options every sink shares. Transactional ids are stable per job and sink."""
+    """Options every sink shares. One producer writes all of `topics`, where asked in one transaction a checkpoint.
+
+    Transactional ids are a few and used again: a new one for each checkpoint, Flink's default, fills the
+    broker's memory in a day (decisions/0027).
+    """
     options = {
         "connector": "kafka",
-        "topic": topic(topic_name).of(settings.domain),
+        "topic": ";".join(topic(name).of(settings.domain) for name in topics),
         "properties.bootstrap.servers": settings.bootstrap_servers,
         **broker_access.flink(principal(settings.domain, producer)),
         "properties.linger.ms": "5",
@@ -111,7 +115,8 @@ def sink_options(
     if is_transactional and settings.delivery == "exactly_once":
         options |= {
             "sink.delivery-guarantee": "exactly-once",
-            "sink.transactional-id-prefix": f"{settings.domain}-{producer}-{topic_name}",
+            "sink.transactional-id-prefix": f"{settings.domain}-{producer}-{topics[0]}",
+            "sink.transaction-naming-strategy": "POOLING",
             "properties.transaction.timeout.ms": str(KAFKA_TRANSACTION_TIMEOUT_MS),
             # Nothing shows before the checkpoint, which sends what lingers.
             "properties.linger.ms": "20",
@@ -120,16 +125,17 @@ def sink_options(
 
 
 def raw_sink(
-    table: str, topic_name: str, settings: Settings, *, producer: str, is_transactional: bool = False
+    table: str, topics: Sequence[str], settings: Settings, *, producer: str, is_transactional: bool = False
 ) -> str:
-    """A table that writes `record_value` (JSON text made elsewhere) under `record_key`."""
-    options = sink_options(
-        topic_name, settings, producer=producer, is_transactional=is_transactional
-    )
+    """A table that writes `record_value` (JSON text made elsewhere) under `record_key` into `topic`, one of `topics`.
+
+    Several topics: of a single one Flink lets no row name its topic.
+    """
+    options = sink_options(topics, settings, producer=producer, is_transactional=is_transactional)
     options |= {"key.fields": "record_key", "value.format": "raw"}
     return (
-        f"CREATE TEMPORARY TABLE {table} (\n    record_key STRING,\n    record_value STRING\n)"
-        f" {_with(options)}"
+        f"CREATE TEMPORARY TABLE {table} (\n    `topic` STRING NOT NULL METADATA,\n    record_key STRING,\n"
+        f"    record_value STRING\n) {_with(options)}"
     )
 
 
@@ -137,7 +143,7 @@ def event_sink(
     table: str, topic_name: str, data_columns: Mapping[str, str], settings: Settings, *, producer: str
 ) -> str:
     """A table of CloudEvents whose `data` is a typed ROW; Flink's JSON format writes them."""
-    options = sink_options(topic_name, settings, producer=producer)
+    options = sink_options([topic_name], settings, producer=producer)
     options |= {
         "key.fields": "subject",
         "value.format": "json",

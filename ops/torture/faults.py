@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import signal
 import time
@@ -29,6 +30,11 @@ FULL_S = 10.0
 # No file of the process grows beyond this: what a full disk does, without one.
 FULL_BYTES = 4096
 SLOW_MS = 10_000.0
+PAUSES_S = 60.0
+# heartbeat.timeout is 6 s, the broker's session 3 s.
+LONGEST_PAUSE_S = 9.0
+PAUSES_SEED = 6
+PAUSED_PARTS = ("broker", "taskmanager-0", "jobmanager", f"actuator-{DOMAIN}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,33 @@ def broker_stopped(bed: Bed, name: str) -> Result:
     finally:
         broker.send_signal(signal.SIGCONT)
     return bed.finish(name, load, since=time.monotonic())
+
+
+def processes_paused(bed: Bed, name: str) -> Result:
+    """One process after another stands still (SIGSTOP), some for longer than the others wait for it.
+
+    What is taken for dead comes back and finds itself replaced. The time counts from the last SIGCONT.
+    """
+    chance = random.Random(PAUSES_SEED)
+    load = bed.start_load(bed.rounds(name))
+    until = time.monotonic() + PAUSES_S
+    pauses: list[str] = []
+    while time.monotonic() < until:
+        part, seconds = chance.choice(PAUSED_PARTS), chance.uniform(0.5, LONGEST_PAUSE_S)
+        try:
+            process = bed.process(part)
+            process.send_signal(signal.SIGSTOP)
+        except psutil.NoSuchProcess:  # it is just being replaced
+            bed.play_for(0.5)
+            continue
+        try:
+            bed.play_for(seconds)
+        finally:
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+        pauses.append(f"{part} {seconds:.1f} s")
+        bed.play_for(chance.uniform(0.5, 4.0))
+    return bed.finish(name, load, since=time.monotonic(), notes={"pauses": pauses})
 
 
 # ----------------------------------------------------------------------------------- disks
@@ -287,6 +320,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("actuator_killed", "kill -9 of the actuator between doing and reporting", actuator_killed, is_short=True),
     Fault("broker_killed", "kill -9 of the broker", killed("broker"), is_short=True),
     Fault("broker_stopped", "SIGSTOP of the broker for 30 s", broker_stopped),
+    Fault("processes_paused", "one process after another stands still, up to 9 s, for a minute", processes_paused),
     Fault("killed_in_transaction", "kill -9 of the TaskManager while a Kafka transaction is open", killed_in_transaction),
     Fault("checkpoint_disk_full", "for 10 s no checkpoint can be written", checkpoint_disk_full),
     Fault("clock_stepped", "the producer's clock steps by a minute, to and fro",

@@ -74,7 +74,9 @@ def test_every_topic_has_somebody_who_writes_it() -> None:
 def test_a_job_may_what_its_tables_need_and_no_more(name: str, job: ModuleType) -> None:
     settings = load_settings(DOMAIN)
     by_itself = {f"{DOMAIN}.{topic}" for topic in getattr(job, "WRITES_ITSELF", frozenset())}
-    for tables, operation in ((job.sources(settings), "READ"), (job.sinks(settings), "WRITE")):
+    transactional = [ddl for ddl in job.sinks(settings).values() if "sink.transactional-id-prefix" in ddl]
+    reads = {**job.sources(settings), **dict(enumerate(transactional))}
+    for tables, operation in ((reads, "READ"), (job.sinks(settings), "WRITE")):
         told = "\n".join(tables.values())
         topics = {t for found in re.findall(r"'topic' = '([^']*)'", told) for t in found.split(";")}
         assert topics | by_itself == rights(name, operation)

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from contracts.envelope import parse_time_ms
 from contracts.errors import BrokerUnavailable
@@ -90,6 +91,25 @@ def test_a_domain_is_delivered_as_its_own_settings_say_when_two_share_a_cluster(
     payments.decision_of(review, "delivered-1")
     assert has_markers(machines, "decisions")
     assert not has_markers(payments, "decisions")
+
+
+def transactional_ids(loop: Loop) -> list[str]:
+    admin = KafkaAdminClient(bootstrap_servers=loop.bootstrap)
+    found = [each.transactional_id for of_broker in admin.list_transactions().values() for each in of_broker]
+    admin.close()
+    return [name for name in found if name.startswith(f"{loop.domain}-")]
+
+
+def test_the_broker_keeps_a_few_transactional_ids_however_many_checkpoints_there_are(machines: Loop) -> None:
+    enough = 60
+
+    def checkpoints() -> int:
+        states = {each.name: each for each in flink_jobs.states(machines.home, machines.domain)}
+        return states[f"{machines.domain}.govern"].checkpoints_completed
+
+    machines.wait_for(f"{enough} checkpoints of govern", lambda: checkpoints() >= enough)
+    known = transactional_ids(machines)
+    assert 0 < len(known) < 10, f"{len(known)} after {checkpoints()} checkpoints"
 
 
 # ---------------------------------------------------------------------------------- ops/consume.py

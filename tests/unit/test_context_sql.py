@@ -57,7 +57,7 @@ def test_every_situation_of_a_domain_has_a_view_of_its_name(domain: str) -> None
 
 def test_each_situation_and_control_topic_has_a_sink() -> None:
     settings = load_settings("machines")
-    assert set(sinks(settings)) >= {"machines_reading_scored_sink", "dead_letters_sink", "late_facts_sink"}
+    assert set(sinks(settings)) >= {"machines_reading_scored_sink", "refused_sink"}
     (source,) = sources(settings).values()
     assert "'machines.facts;machines.outcomes'" in source
     assert "read_committed" in source
