@@ -132,8 +132,10 @@ def processes_paused(bed: Bed, name: str) -> Result:
     load = bed.start_load(bed.rounds(name))
     until = time.monotonic() + PAUSES_S
     pauses: list[str] = []
+    left: list[str] = []
     while time.monotonic() < until:
-        part, seconds = chance.choice(PAUSED_PARTS), chance.uniform(0.5, LONGEST_PAUSE_S)
+        left = left or chance.sample(PAUSED_PARTS, len(PAUSED_PARTS))
+        part, seconds = left.pop(), chance.uniform(0.5, LONGEST_PAUSE_S)
         try:
             process = bed.process(part)
             process.send_signal(signal.SIGSTOP)
