@@ -23,6 +23,8 @@ IMAGE = "registry.example/flyball:0.1.0"
 STORAGE = "s3://flyball"
 KAFKA = "kafka-bootstrap:9093"
 SECRETS = "/etc/flyball/secrets"
+OPERATOR = "flink-operator"
+REST_PORT = 8081
 PYTHON = "/usr/local/bin/python"
 CHECKOUT_IN_IMAGE = "/opt/flyball"
 USER_ID = 9999  # docker/Dockerfile
@@ -137,7 +139,7 @@ def deployment(settings: Settings, job: str, *, image: str, storage: str, kafka:
             "jobManager": {
                 "resource": {"memory": f"{JOBMANAGER_MIB}m", "cpu": 1},
                 "replicas": 1,
-                "podTemplate": {"spec": {"containers": [_probed(8081, "/config")]}},
+                "podTemplate": {"spec": {"containers": [_probed(REST_PORT, "/config")]}},
             },
             "taskManager": {
                 "resource": {"memory": f"{TASKMANAGER_MIB}m", "cpu": 1},
@@ -158,6 +160,28 @@ def deployment(settings: Settings, job: str, *, image: str, storage: str, kafka:
     }  # fmt: skip
 
 
+def only_their_own(domain: str, job: str, operator: str) -> dict[str, Any]:
+    """Who may connect to a job's pods: each other, and the operator's namespace to the REST port.
+
+    Whoever reaches REST or RPC of a Flink cluster runs code as its job. The labels are those that Flink gives its pods.
+    """
+    cluster = {"matchLabels": {"app": f"{domain}-{job}"}}
+    namespace = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"{domain}-{job}", "labels": {"app.kubernetes.io/part-of": "flyball", "domain": domain}},
+        "spec": {
+            "podSelector": cluster,
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [{"podSelector": {"matchLabels": dict(cluster["matchLabels"])}}]},
+                {"from": [namespace], "ports": [{"protocol": "TCP", "port": REST_PORT}]},
+            ],
+        },
+    }
+
+
 def prepare(settings: Settings, *, image: str, storage: str, kafka: str) -> dict[str, Any]:
     """Once, before the jobs: topics, policies, people, models."""
     domain = settings.domain
@@ -176,12 +200,18 @@ def prepare(settings: Settings, *, image: str, storage: str, kafka: str) -> dict
 
 
 def manifests(
-    domain: str, *, image: str = IMAGE, storage: str = STORAGE, kafka: str = KAFKA, parallelism: int = 2
-) -> list[dict[str, Any]]:
+    domain: str, *, image: str = IMAGE, storage: str = STORAGE, kafka: str = KAFKA, parallelism: int = 2,
+    operator_namespace: str = OPERATOR,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Everything of a domain that runs on Flink, what has to be before it first."""
     settings = load_settings(domain, parallelism=parallelism)
     common = {"image": image, "storage": storage, "kafka": kafka}
-    return [prepare(settings, **common), *(deployment(settings, job, **common) for job in jobs_of(domain))]
+    jobs = jobs_of(domain)
+    return [
+        prepare(settings, **common),
+        *(only_their_own(domain, job, operator_namespace) for job in jobs),
+        *(deployment(settings, job, **common) for job in jobs),
+    ]
 
 
 def main() -> None:
@@ -191,6 +221,7 @@ def main() -> None:
     parser.add_argument("--storage", default=STORAGE, help="where checkpoints, savepoints and metadata go: s3://, gs://")
     parser.add_argument("--kafka", default=KAFKA, help="bootstrap servers")
     parser.add_argument("--parallelism", type=int, default=2)
+    parser.add_argument("--operator-namespace", default=OPERATOR, help="where the Flink Kubernetes operator runs")
     asked = vars(parser.parse_args())
     yaml = YAML()
     yaml.width = 100_000

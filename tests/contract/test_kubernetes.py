@@ -116,6 +116,17 @@ def test_pods_run_as_the_user_of_the_image_without_further_rights(deployments: d
             assert {"startupProbe", "livenessProbe"} <= set(container)
 
 
+def test_only_its_own_pods_and_the_operator_reach_a_job(made: ModuleType, deployments: dict[str, Any], domain: str) -> None:
+    found = {each["metadata"]["name"]: each["spec"] for each in made.manifests(domain, operator_namespace="ops") if each["kind"] == "NetworkPolicy"}
+
+    assert found.keys() == {each["metadata"]["name"] for each in deployments.values()}
+    for name, spec in found.items():
+        own, operator = spec["ingress"]
+        assert spec["podSelector"] == own["from"][0]["podSelector"] == {"matchLabels": {"app": name}}
+        assert operator["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}]
+        assert operator["ports"] == [{"protocol": "TCP", "port": 8081}]
+
+
 def test_parallelism_is_the_same_for_the_operator_and_the_job(deployments: dict[str, Any], domain: str) -> None:
     for job, each in deployments.items():
         asked = each["spec"]["job"]
