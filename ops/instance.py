@@ -106,8 +106,9 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, secure: bool
     for kind in SIDE_PROCESSES:
         for stale in (home.run / f"{kind}s").glob("*.[jr]*"):  # requests and ready marks, not memory
             stale.unlink()
-    home.logs.mkdir(parents=True, exist_ok=True)
-    home.run.mkdir(parents=True, exist_ok=True)
+    for folder in (home.logs, home.run):  # events, prompts, what was done: for whoever runs it alone
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
     ports = choose(configured_ports(is_secure=secure))
     cluster.prepare(home, ports)  # job clients read it before the cluster is up
     arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers()),
