@@ -222,10 +222,8 @@ class Commands:
         return len(found)
 
     def _poll(self) -> list[kafka.Record]:
-        # What comes is there at once; an empty poll costs 6 ms of CPU, so only what waits to be tried again is looked at often.
-        timeout_ms = 100 if any(part.due_ms for part in self._parts.values()) else 500
         # Long while the group deals out partitions: kafka-python 3.0.12 begins a join anew that ended between two polls.
-        return list(kafka.poll(self._reader, timeout_ms=timeout_ms if self._parts or self._is_alone else 1000))
+        return list(kafka.poll(self._reader, timeout_ms=100 if self._parts or self._is_alone else 1000))
 
     def _begin(self, member: ConsumerGroupMetadata) -> None:
         """Take up the partitions that are ours as `member`, where and with what was committed last.
