@@ -106,6 +106,9 @@ def sink_options(
         **broker_access.flink(principal(settings.domain, producer)),
         "properties.linger.ms": "5",
         "properties.batch.size": "131072",
+        # With more, a broker that refuses a new producer's first batch for a moment may take its second one first: it
+        # knows no sequence of that producer yet. Records of a subject would change their order (decisions/0027).
+        "properties.max.in.flight.requests.per.connection": "1",
         "properties.acks": "all",
         "properties.max.request.size": str(MAX_RECORD_BYTES),
         "sink.delivery-guarantee": "at-least-once",
