@@ -32,6 +32,7 @@ from ops.watch import percentiles
 
 _WARM = 20_000
 _STEP_S = 12.0
+_LASTING_S = 60.0
 _FIRST_RATE = 200.0
 _MORE = 1.5
 # Of what is offered so much must be decided in time, or the maximum is reached.
@@ -166,25 +167,16 @@ def running(**settings: str) -> Iterator[Bench]:
             with Follow(str(home.read_state()["bootstrap_servers"])) as follow:
                 load(home, "facts", _WARM, run="backlog")
                 follow.wait_decided(_WARM)
-                yield Bench(home, follow, _maximum(home, follow))
+                yield Bench(home, follow, _lasting(home, follow, _most(home, follow)))
     finally:
         instance.stop(home)
 
 
-def _maximum(home: Home, follow: Follow) -> float:
-    """Facts decided a second when more are offered: each step offers half as much again, until it is too much twice."""
+def _most(home: Home, follow: Follow) -> float:
+    """Facts decided a second for some seconds: each step offers half as much again, until it is too much twice."""
     rate, most, again = _FIRST_RATE, 0.0, False
     while True:
-        before = follow.seen.facts
-        flow = start_load(home, "facts", round(rate * _STEP_S), rate=rate, run=f"ramp{rate:.0f}{again:d}")
-        wait_until(lambda before=before: follow.seen.facts > before, lambda: "no fact came", timeout_s=60)  # type: ignore[misc]
-        time.sleep(_STEP_S / 3)
-        since, offered, decided = time.monotonic(), follow.seen.facts, follow.seen.decided
-        time.sleep(_STEP_S / 2)
-        took_s = time.monotonic() - since
-        offered_per_s, decided_per_s = (follow.seen.facts - offered) / took_s, (follow.seen.decided - decided) / took_s
-        finish_load(flow)
-        follow.wait_decided(before + round(rate * _STEP_S))
+        offered_per_s, decided_per_s = _step(home, follow, rate, _STEP_S, f"ramp{rate:.0f}{again:d}")
         most = max(most, decided_per_s)
         if decided_per_s >= _IN_TIME * offered_per_s:
             rate, again = rate * _MORE, False
@@ -192,6 +184,27 @@ def _maximum(home: Home, follow: Follow) -> float:
             return most
         else:
             again = True
+
+
+def _lasting(home: Home, follow: Follow, most: float) -> float:
+    """Facts decided a second for the better part of a minute, as a soak makes them, when the `most` of some seconds is offered."""
+    _, decided_per_s = _step(home, follow, most, _LASTING_S, "lasting", machines=_SOAK_MACHINES, is_made_as_due=True)
+    return decided_per_s
+
+
+def _step(home: Home, follow: Follow, rate: float, seconds: float, run: str, **options: Any) -> tuple[float, float]:
+    """Facts offered and decided a second, between a third and five sixths of a load at this rate. Then waits for its last."""
+    before = follow.seen.facts
+    flow = start_load(home, "facts", count := round(rate * seconds), rate=rate, run=run, **options)
+    wait_until(lambda: follow.seen.facts > before, lambda: "no fact came", timeout_s=60)
+    time.sleep(seconds / 3)
+    since, offered, decided = time.monotonic(), follow.seen.facts, follow.seen.decided
+    time.sleep(seconds / 2)
+    took_s = time.monotonic() - since
+    offered_per_s, decided_per_s = (follow.seen.facts - offered) / took_s, (follow.seen.decided - decided) / took_s
+    finish_load(flow)
+    follow.wait_decided(before + count)
+    return offered_per_s, decided_per_s
 
 
 def soak(minutes: float) -> dict[str, Any]:

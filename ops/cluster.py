@@ -7,6 +7,7 @@ JVM and each has a pid of its own); lib and opt are folders of links, site-packa
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from ops.home import CHECKOUT, Home
 from ops.setup import jar_paths
 
 FLINK = Path(pyflink.__file__).parent
+# The heap of conf/flink.yaml takes all jobs of a domain. Where there are several TaskManagers, each has a part of them.
+_HEAP_OF_SEVERAL = {"taskmanager": {"memory": {"task": {"heap": {"size": "512mb"}}}}}
+_MIB = {"": 2**-20, "b": 2**-20, "k": 2**-10, "m": 1, "g": 2**10, "t": 2**20}
 ADD_OPENS = [
     "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
     "--add-exports=jdk.compiler/com.sun.tools.javac.api=ALL-UNNAMED",
@@ -85,14 +89,19 @@ def asked_settings() -> dict[str, Any]:
     return _nested(found)
 
 
-def prepare(home: Home, ports: dict[str, int]) -> None:
-    """Write the cluster's configuration and its folders of links to jars."""
+def prepare(home: Home, ports: dict[str, int], taskmanagers: int = 1) -> None:
+    """Write the cluster's configuration and its folders of links to jars.
+
+    Raises SetupFailed for a FLYBALL_FLINK that is no mapping, or with a size of memory that is none.
+    """
     root = folder(home)
     _link_jars(home)
     conf = conf_dir(home)
     conf.mkdir(parents=True, exist_ok=True)
     shipped = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
-    settings = _merge(_nested(shipped), asked_settings())
+    settings = _merge(_nested(shipped), _HEAP_OF_SEVERAL if taskmanagers > 1 else {})
+    settings = _merge(settings, asked_settings())
+    _java_sizes(settings)
     runtime: dict[str, Any] = {
         # Without a bind-host both listen on every address of the machine.
         "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}, "bind-host": "127.0.0.1"},
@@ -190,14 +199,34 @@ def jobmanager_command(home: Home, java: Path) -> list[str]:
     ]
 
 
+def _java_sizes(settings: dict[str, Any]) -> list[str]:
+    """A TaskManager's heap, young generation and direct memory (MiB) as its settings say; Flink's own scripts do the same."""
+
+    def mib(*names: str) -> int:
+        total = 0.0
+        for name in names:
+            found: Any = settings["taskmanager"]["memory"]
+            for part in name.split("."):
+                found = found[part]
+            if not (size := re.fullmatch(r"(\d+) *([bkmgt]?)[a-z]*", str(found).lower())):
+                raise SetupFailed(f"taskmanager.memory.{name}: expected a size like 512mb, came {found!r}")
+            total += int(size[1]) * _MIB[size[2]]
+        return int(total)
+
+    heap = mib("framework.heap.size", "task.heap.size")
+    direct = mib("framework.off-heap.size", "task.off-heap.size", "network.max")
+    return [f"-Xmx{heap}m", f"-Xms{heap}m", f"-Xmn{heap * 3 // 8}m", f"-XX:MaxDirectMemorySize={direct}m"]
+
+
 def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
-    """One TaskManager; heap and direct memory follow the sizes in conf/flink.yaml."""
+    """One TaskManager, with the memory that the written configuration gives it."""
+    settings = _nested(YAML(typ="safe").load((conf_dir(home) / "config.yaml").read_text()))
     # Several at once: one of them writes the archive.
     data = ClassData.of("taskmanager", java)
     class_data = data.options() if index == 0 or data.path.exists() else []
     return [
-        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", "-Xmx1024m", "-Xms1024m", "-Xmn384m",
-               "-XX:MaxDirectMemorySize=352m", "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
+        *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", *_java_sizes(settings),
+               "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
                "-XX:-DontCompileHugeMethods", *class_data),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
         "--configDir",

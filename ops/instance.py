@@ -110,9 +110,10 @@ def start(home: Home, *, fresh: bool, while_pid: int | None = None, secure: bool
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     ports = choose(configured_ports(is_secure=secure))
-    cluster.prepare(home, ports)  # job clients read it before the cluster is up
-    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(configured_taskmanagers()),
-                 "--standby", str(configured_standby())]  # fmt: skip
+    taskmanagers, standby = configured_taskmanagers(), configured_standby()
+    cluster.prepare(home, ports, taskmanagers)  # job clients read it before the cluster is up
+    arguments = ["--home", str(home.path), "--ports", json.dumps(ports), "--taskmanagers", str(taskmanagers),
+                 "--standby", str(standby)]  # fmt: skip
     if while_pid:
         arguments += ["--while-pid", str(while_pid)]
     if secure:

@@ -54,6 +54,8 @@ def producer(bootstrap_servers: str, *, principal: str | None = None, linger_ms:
             acks="all",
             enable_idempotence=True,
             linger_ms=linger_ms,
+            # As the jobs' sinks: the first batches of a new producer may be refused and a later one taken (decisions/0027).
+            max_in_flight_requests_per_connection=1,
             batch_size=262_144,
             max_request_size=MAX_RECORD_BYTES,
             metrics_enabled=False,

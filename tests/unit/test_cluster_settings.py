@@ -31,6 +31,30 @@ def test_an_asked_option_takes_the_shipped_ones_place_however_it_is_nested(
     assert written["taskmanager"]["memory"]["task"]["heap"] == {"size": "896mb"}
 
 
+@pytest.mark.parametrize(
+    ("taskmanagers", "asked", "heap"),
+    [(1, "{}", "1024m"), (3, "{}", "640m"), (3, "{taskmanager.memory.task.heap.size: 2 gb}", "2176m")],
+)
+def test_the_heap_of_a_taskmanager_is_what_its_settings_say(
+    taskmanagers: int, asked: str, heap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLYBALL_FLINK", asked)
+    home = Home(tmp_path)
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+
+    cluster.prepare(home, {"jobmanager": 1, "rest": 2}, taskmanagers)
+
+    assert {f"-Xmx{heap}", f"-Xms{heap}", "-XX:MaxDirectMemorySize=352m"} <= {*cluster.taskmanager_command(home, tmp_path, 0)}
+
+
+def test_a_size_that_is_none_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_FLINK", "{taskmanager.memory.task.heap.size: much}")
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+
+    with pytest.raises(SetupFailed, match=r"task\.heap\.size: expected a size like 512mb, came 'much'"):
+        cluster.prepare(Home(tmp_path), {"jobmanager": 1, "rest": 2})
+
+
 @pytest.mark.parametrize("text", ["rocksdb", "[1]", "{a: ", ""])
 def test_what_is_no_mapping_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLYBALL_FLINK", text)
