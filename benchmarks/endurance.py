@@ -211,8 +211,7 @@ def soak(minutes: float) -> dict[str, Any]:
     """`minutes` at 80 % of the maximum: memory of each process, state of each job and latency, and how they change.
 
     Slopes are least squares over what follows the first third: MiB and ms an hour. Proposal ids are remembered for
-    a day of event time, about a minute of this load: otherwise state grows until 90 days are over, by design. A subject
-    forgets them every 5,000 proposals, so its state is a saw's teeth of some minutes.
+    a day or two of event time, about a minute of this load: otherwise state grows until 180 days are over, by design.
     """
     with running(FLYBALL_REMEMBER_S=str(_REMEMBER_S)) as bench:
         rate = 0.8 * bench.maximum
@@ -244,7 +243,7 @@ def _until_written(bench: Bench, flow: list[subprocess.Popen[bytes]], look: Call
     while any(process.poll() is None for process in flow):
         flink_jobs.check(bench.home, "machines")
         look()
-        time.sleep(0.5)
+        time.sleep(2)  # a look costs what is being measured
     finish_load(flow)
 
 

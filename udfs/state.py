@@ -84,7 +84,12 @@ def _subject_1(value: list[Any]) -> list[Any]:
     return whole
 
 
-SUBJECT: Final = StateSchema("govern/subject", _subject_1)
+def _subject_2(value: list[Any]) -> list[Any]:
+    """Ids of proposals lie in maps that take turns; those decided before count for two turns more."""
+    return [*value, False, 2]
+
+
+SUBJECT: Final = StateSchema("govern/subject", _subject_1, _subject_2)
 POLICIES: Final = StateSchema("govern/policies", unchanged)
 LIMITS: Final = StateSchema("govern/limits", unchanged)
 LIMIT_CLAIMS: Final = StateSchema("govern/limit_claims", unchanged)

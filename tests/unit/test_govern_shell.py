@@ -195,8 +195,10 @@ def test_an_override_stays_done_when_ids_of_old_proposals_are_forgotten() -> Non
     shell.publish(policy(), person("ann", "ann"))
     said = override("ann")
     assert len(shell.read("approvals", b"m-1", said)) == 2
-    shell.runtime.key = "m-1"
-    shell.govern._forget(2**62)
+    day_ms = 86_400_000
+    assert proposed(shell, "m-1", 0) and not proposed(shell, "m-1", 0)
+    assert proposed(shell, "m-1", 89 * day_ms) and not proposed(shell, "m-1", 0)
+    assert proposed(shell, "m-1", 300 * day_ms) and proposed(shell, "m-1", 0)
     assert shell.read("approvals", b"m-1", said) == []
 
 
@@ -294,9 +296,9 @@ def test_the_job_fails_when_its_state_does(monkeypatch: pytest.MonkeyPatch) -> N
     shell = Shell()
     shell.publish(policy())
 
-    def gone(_: str) -> bool:
+    def gone(*_: object) -> bool:
         raise RuntimeError("the state backend is gone")
 
-    monkeypatch.setattr(shell.govern._seen, "contains", gone)
+    monkeypatch.setattr(shell.govern._seen, "has", gone)
     with pytest.raises(RuntimeError, match="state backend"):
         proposed(shell, "m-1", 0)

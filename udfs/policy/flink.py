@@ -27,6 +27,7 @@ from udfs.policy.govern import Governor, NeedsGrant, override_id
 from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.reading import Reported
+from udfs.policy.seen import Seen
 from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
 from udfs.serde import dead_letter, internal
@@ -41,7 +42,10 @@ WAIT_MS = 20
 RECORD = Types.ROW([Types.STRING(), Types.STRING(), Types.STRING()])
 POLICIES_STATE = MapStateDescriptor("policies", Types.STRING(), Types.STRING())
 SUBJECT_STATE = ValueStateDescriptor("subject", Types.STRING())
+# Ids that are never forgotten, and those that are in turns (udfs/policy/seen.py).
 SEEN_STATE = MapStateDescriptor("seen", Types.STRING(), Types.LONG())
+SEEN_EVEN_STATE = MapStateDescriptor("seen_even", Types.STRING(), Types.LONG())
+SEEN_ODD_STATE = MapStateDescriptor("seen_odd", Types.STRING(), Types.LONG())
 WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _BOOK = "book"
 _READ_UP_TO = "read_up_to"
@@ -49,18 +53,15 @@ _READ_UP_TO = "read_up_to"
 _ASK_AGAIN_MS = 30_000
 # Stands in a record's place when a window or a deadline has passed.
 _CLOCK = "clock"
-# Forget ids of proposals this often (in proposals of a subject): a scan of its map state.
-_PRUNE_EVERY = 5000
 # Subjects whose state is kept at hand in Python, some hundred bytes each.
 _KNOWN_SUBJECTS = 20_000
-_FOR_EVER = 2**63 - 1
 
 
 class Govern(KeyedBroadcastProcessFunction):
     """Proposals, outcomes, people's answers (key, value, topic, partition, offset); policies as broadcast state.
 
     State per subject: its clock, what was allowed, is in flight and waits for people (SubjectState),
-    and the ids of proposals seen, kept for `remember_s` of event time; records that wait, in order:
+    and the ids of proposals seen, kept for at least `remember_s` of event time; records that wait, in order:
     until the policies known at start (`policies_until`, the end offset of the policies topic at
     submission) are loaded, or until a claim on limits wider than the subject is granted. Claims and
     grants go through the limits topic; under its key `limits` this operator counts them (WideCounter).
@@ -81,7 +82,10 @@ class Govern(KeyedBroadcastProcessFunction):
         self._variables = contract.policy_variables()
         self._governor = Governor(contract, max_hops=self._max_hops)
         self._subject = runtime_context.get_state(SUBJECT_STATE)
-        self._seen = runtime_context.get_map_state(SEEN_STATE)
+        self._seen = Seen(
+            runtime_context.get_map_state(SEEN_STATE), runtime_context.get_map_state(SEEN_EVEN_STATE),
+            runtime_context.get_map_state(SEEN_ODD_STATE), remember_ms=self._remember_ms,
+        )  # fmt: skip
         self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._outcomes = topic("outcomes").of(self._domain)
         self._situations = topic("situations").of(self._domain)
@@ -176,20 +180,20 @@ class Govern(KeyedBroadcastProcessFunction):
         used: set[str] = set()
         grants = _Grants(state.grants, used)
         place = Place(partition, offset, self._policies_offset, "proposal", wall_ms, grants)
-        name, at_ms = "", _FOR_EVER  # an override: its signature is good for ever, and people say little
+        was_ms, proposal_id, overriding = state.clock_ms, "", ""
         try:
             if log_topic == _CLOCK:
                 done = self._pure(subject, self._governor.tick, state, policies, replace(place, trigger="clock"))
             elif log_topic == self._approvals:
                 word = self._pure(subject, self._governor.read.word, key, value, policies.people)
-                name = override_id(word) if isinstance(word.data, Override) else ""
-                if name and self._seen.contains(name):
+                overriding = override_id(word) if isinstance(word.data, Override) else ""
+                if overriding and self._seen.has_override(overriding):
                     return
                 done = self._pure(subject, self._governor.hear, state, word, policies, replace(place, trigger="answer"))
             else:
                 proposal = self._pure(subject, self._governor.read.proposal, key, value)
-                name, at_ms = proposal.id, proposal.event_ms
-                if self._seen.contains(name):
+                proposal_id = proposal.id
+                if self._seen.has(subject, state, proposal_id):
                     return
                 done = self._pure(subject, self._governor.decide, state, proposal, policies, place)
         except NeedsGrant as needed:
@@ -199,10 +203,11 @@ class Govern(KeyedBroadcastProcessFunction):
             if grant["is_granted"] and claim_id not in used:  # policies changed meanwhile
                 yield self._settlement(claim_id, "unused", state.clock_ms, None)
         state.grants = {}
-        if name:
-            self._seen.put(name, at_ms)
-        if state.decisions % _PRUNE_EVERY == 0:
-            self._forget(state.clock_ms - self._remember_ms)
+        self._seen.forget(subject, state, was_ms)
+        if proposal_id:
+            self._seen.add(subject, state, proposal_id)
+        if overriding:  # its signature is good for ever, and people say little
+            self._seen.add_override(overriding)
         yield from self._keep(subject, state, done, ctx)
 
     def _pure(self, subject: str, call: Callable[..., T], *arguments: Any) -> T:
@@ -314,10 +319,6 @@ class Govern(KeyedBroadcastProcessFunction):
                 self._known.clear()
             state = self._known[subject] = SubjectState.from_json(self._subject.value())
         return state
-
-    def _forget(self, horizon_ms: int) -> None:
-        for old in [name for name, at in self._seen.items() if at < horizon_ms]:
-            self._seen.remove(old)
 
     def process_broadcast_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         key, text, log_topic, partition, offset = value

@@ -42,6 +42,7 @@ class SubjectState:
     waits_since_ms: the wall clock when its record was taken; asked_ms: when it was made last. grants: those it got already for the same record.
     contests: proposals that wait for others that conflict.
     versions: variable -> the highest value seen, of those policies tell the subject's version by.
+    has_older_ids, turns_of_untimed: where ids of proposals seen may lie (udfs/policy/seen.py).
     """
 
     clock_ms: int = 0
@@ -61,13 +62,15 @@ class SubjectState:
     grants: dict[str, dict[str, Any]] = field(default_factory=dict)
     contests: list[Contest] = field(default_factory=list)
     versions: dict[str, float] = field(default_factory=dict)
+    has_older_ids: bool = False
+    turns_of_untimed: int = 0
 
     def to_json(self) -> str:
         return SUBJECT.dump(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
              self.claims, self.waits_for, self.waits_since_ms, self.asked_ms,
-             self.grants, self.contests, self.versions]
+             self.grants, self.contests, self.versions, self.has_older_ids, self.turns_of_untimed]
         )  # fmt: skip
 
     @classmethod
