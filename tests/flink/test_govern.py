@@ -108,6 +108,18 @@ def test_nothing_is_decided_twice_when_the_same_proposals_come_again(machines: L
     assert len(commands) == len({c["data"]["command_id"] for c in commands}) == 6
 
 
+def test_an_id_is_forgotten_when_its_subject_is_twice_as_much_older_as_ids_are_remembered(machines: Loop) -> None:
+    """By Flink's own states, of which a whole one is emptied. 90 days are remembered."""
+    first_id, first = proposal("forgets-1", event_ms=START_MS)
+    later = [proposal("forgets-1", event_ms=START_MS + days * DAY_MS) for days in (89, 178, 267)]
+    machines.send("proposals", *(("forgets-1", event) for event in (first, later[0][1], first, *(e for _, e in later[1:]), first)))
+    decided = machines.wait_for(
+        "the first proposal's second decision",
+        lambda: len(found := machines.events("decisions", "forgets-1", agent="test-agent")) >= 5 and found,
+    )
+    assert [d["data"]["proposal_id"] for d in decided] == [first_id, *(proposal_id for proposal_id, _ in later), first_id]
+
+
 def test_a_policy_takes_effect_without_restart_when_it_is_published_while_the_job_runs(
     machines: Loop,
 ) -> None:
