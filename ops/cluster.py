@@ -226,6 +226,9 @@ def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
     class_data = data.options() if index == 0 or data.path.exists() else []
     return [
         *_java(home, java, f"taskmanager-{index}.log", "-XX:+UseParallelGC", *_java_sizes(settings),
+               # Left to itself the collector makes these spaces a hundredth of the young one. Then what lives for a moment, records on
+               # their way and checkpoints, lands among the old, which fills within minutes and is collected while all wait.
+               "-XX:-UseAdaptiveSizePolicy", "-XX:SurvivorRatio=6",
                "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
                "-XX:-DontCompileHugeMethods", *class_data),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",

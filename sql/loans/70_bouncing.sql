@@ -2,7 +2,7 @@
 -- Grain: one row a match; matches do not overlap (AFTER MATCH SKIP PAST LAST ROW).
 -- Lane: log order (MATCH_RECOGNIZE over PROCTIME). Only rows at which the person changes reach the pattern, so each
 -- one's work in a row is one turn however many rows it has. The bound in time stands in DEFINE on event times: all
--- four turns within 14 days; WITHIN only clears state of cases that fell silent.
+-- four turns within 14 days; WITHIN, which counts by the clock, clears state of cases that are over.
 -- Consumer: `propose`, bouncing-rule.
 CREATE VIEW case_turns AS
 SELECT
@@ -43,7 +43,7 @@ MATCH_RECOGNIZE (
         there.event_ms AS first_event_ms
     ONE ROW PER MATCH
     AFTER MATCH SKIP PAST LAST ROW
-    PATTERN (there back there_again back_again) WITHIN INTERVAL '7' DAY
+    PATTERN (there back there_again back_again) WITHIN INTERVAL '15' DAY
     DEFINE
         there_again AS there_again.worked_by = there.worked_by,
         back_again AS back_again.worked_by = back.worked_by

@@ -3,7 +3,8 @@
 -- Grain: one row a match; matches do not overlap (AFTER MATCH SKIP PAST LAST ROW).
 -- Lane: log order (MATCH_RECOGNIZE over PROCTIME). "In a row" is readings_seen going up by one; only hot
 -- readings reach the pattern, since matching costs ten times a filter. The bound in time stands in
--- DEFINE on event times: all four within 12 hours; WITHIN only clears state of machines that fell silent.
+-- DEFINE on event times: all four within 12 hours. No WITHIN: Flink keeps a timer for each row that may begin a match
+-- until that time of the clock is over; without it a machine that fell silent keeps a row or two.
 -- Consumer: analysis and policies over patterns; no agent proposes on it by itself.
 CREATE VIEW hot_readings AS
 SELECT
@@ -45,7 +46,7 @@ MATCH_RECOGNIZE (
         hot.event_ms AS first_event_ms
     ONE ROW PER MATCH
     AFTER MATCH SKIP PAST LAST ROW
-    PATTERN (hot rise{3}) WITHIN INTERVAL '7' DAY
+    PATTERN (hot rise{3})
     DEFINE
         rise AS rise.temperature > COALESCE(LAST(rise.temperature, 1), hot.temperature)
             AND rise.readings_seen = COALESCE(LAST(rise.readings_seen, 1), hot.readings_seen) + 1

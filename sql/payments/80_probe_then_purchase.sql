@@ -1,7 +1,8 @@
 -- A small payment to see whether the card works, then at once one at least twenty times as large.
 -- Grain: one row a match; matches do not overlap (AFTER MATCH SKIP PAST LAST ROW).
 -- Lane: log order (MATCH_RECOGNIZE over PROCTIME). The bound in time stands in DEFINE on event times: both within an
--- hour, with up to three other payments between them; WITHIN only clears state of accounts that fell silent.
+-- hour, with up to three other payments between them. No WITHIN: Flink keeps a timer for each row that may begin a match,
+-- here for every payment, until that time of the clock is over; without it an account that fell silent keeps four rows.
 -- Consumer: analysis and policies over patterns; no agent proposes on it by itself.
 CREATE VIEW probe_then_purchase AS
 SELECT
@@ -33,7 +34,7 @@ MATCH_RECOGNIZE (
         probe.event_ms AS probe_ms
     ONE ROW PER MATCH
     AFTER MATCH SKIP PAST LAST ROW
-    PATTERN (probe other{0,3}? purchase) WITHIN INTERVAL '7' DAY
+    PATTERN (probe other{0,3}? purchase)
     DEFINE
         other AS other.event_ms - probe.event_ms BETWEEN 0 AND 3600000,
         purchase AS purchase.amount_minor >= 20 * GREATEST(probe.amount_minor, 1)
