@@ -13,7 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,10 +240,12 @@ def soak(minutes: float) -> dict[str, Any]:
 
 
 def _until_written(bench: Bench, flow: list[subprocess.Popen[bytes]], look: Callable[[], object]) -> None:
-    while any(process.poll() is None for process in flow):
-        flink_jobs.check(bench.home, "machines")
-        look()
-        time.sleep(2)  # a look costs what is being measured
+    for process in flow:
+        while process.returncode is None:
+            flink_jobs.check(bench.home, "machines")
+            look()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)  # a look costs what is being measured
     finish_load(flow)
 
 

@@ -101,7 +101,7 @@ def prepare(home: Home, ports: dict[str, int], taskmanagers: int = 1) -> None:
     shipped = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
     settings = _merge(_nested(shipped), _HEAP_OF_SEVERAL if taskmanagers > 1 else {})
     settings = _merge(settings, asked_settings())
-    _java_sizes(settings)
+    _java_sizes(settings)  # refuses here what a TaskManager could not start with
     runtime: dict[str, Any] = {
         # Without a bind-host both listen on every address of the machine.
         "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}, "bind-host": "127.0.0.1"},
