@@ -27,7 +27,7 @@ from benchmarks.growth import growth
 from benchmarks.latency import approval_to_command, latency, policy_publish
 from benchmarks.rates import context_rate, govern_rate, govern_with_many_policies, open_subjects
 from benchmarks.scaled_out import scaled_out
-from contracts.errors import SetupFailed
+from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import load_settings
 from ops import instance, models
 from ops.home import CHECKOUT
@@ -68,10 +68,12 @@ def first_decision() -> float:
     slice_file.parent.mkdir(parents=True, exist_ok=True)
     whole = CHECKOUT / "data" / load_settings("machines").default_input
     slice_file.write_text("".join(whole.read_text().splitlines(keepends=True)[:4000]))
-    subprocess.run(
+    ran = subprocess.run(
         [str(CHECKOUT / "flyball"), "run", "machines", "--input", str(slice_file), "--report", str(report)],
-        check=True, capture_output=True, env={**os.environ, "FLYBALL_HOME": str(home.path)},
+        capture_output=True, text=True, env={**os.environ, "FLYBALL_HOME": str(home.path)},
     )  # fmt: skip
+    if ran.returncode:
+        raise JobFailed(f"./flyball run machines ended with exit code {ran.returncode}: {ran.stderr[-500:]}")
     return float(json.loads(report.read_text())["seconds"]["first_decision"])
 
 
@@ -110,7 +112,7 @@ def plans(minutes: float | None = None) -> dict[str, Callable[[], dict[str, Any]
 def measure(
     only: list[str], runs: int, output: Path, console: Console, minutes: float | None = None
 ) -> dict[str, Any]:
-    """Run the chosen measurements `runs` times each, print medians, write every run as JSON."""
+    """Run the chosen measurements `runs` times each, print medians, write every run as JSON: so far, when one fails."""
     models.shipped_models("machines")
     known = plans(minutes)
     unknown = set(only) - set(known)
@@ -130,9 +132,17 @@ def measure(
                 console.print(f"[dim]{name} {number}/{runs}: {told}[/dim]")
     finally:
         instance.stop(bench_home())
+        result = _write(found, f"./flyball bench --runs {runs}" + "".join(f" --only {o}" for o in only)
+                        + (f" --minutes {minutes:g}" if minutes else ""), output)  # fmt: skip
+    _show(result, console)
+    console.print(f"written: {output}")
+    return result
+
+
+def _write(found: dict[str, list[Any]], command: str, output: Path) -> dict[str, Any]:
+    """The figures as JSON, with what they were measured by and on."""
     result = {
-        "command": f"./flyball bench --runs {runs}" + "".join(f" --only {o}" for o in only)
-        + (f" --minutes {minutes:g}" if minutes else ""),
+        "command": command,
         "machine": {
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -144,8 +154,6 @@ def measure(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    _show(result, console)
-    console.print(f"written: {output}")
     return result
 
 

@@ -30,8 +30,6 @@ DOMAINS = {"machines": None, "payments": 0}
 _LINES = 6
 _READINGS = 3000
 _PAYMENTS = 4000
-# Six jobs of up to four subtasks on two TaskManagers.
-_SLOTS = "{taskmanager.numberOfTaskSlots: 12}"
 _WIDE_SUBJECTS = 40
 _WIDE_LIMIT = 7
 _WIDE = f"""\
@@ -88,9 +86,7 @@ def scaled_out() -> dict[str, Any]:
 def _played(taskmanagers: int, parallelism: int) -> Found:
     home = bench_home()
     try:
-        with environment(
-            FLYBALL_TASKMANAGERS=str(taskmanagers), FLYBALL_PARALLELISM=str(parallelism), FLYBALL_FLINK=_SLOTS
-        ):
+        with environment(FLYBALL_TASKMANAGERS=str(taskmanagers), FLYBALL_PARALLELISM=str(parallelism)):
             bootstrap = prepared(home)
             for domain in DOMAINS:
                 kafka.create_topics(bootstrap, domain)

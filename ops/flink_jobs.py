@@ -24,7 +24,7 @@ from udfs.agents.definition import LlmAgent, load_agents
 JOBS = ("context", "propose", "reason", "govern")
 _NO_SLOTS = (
     ". No slot is free: a job takes as many as its parallelism. More TaskManagers (FLYBALL_TASKMANAGERS), or more slots"
-    " on each (FLYBALL_FLINK='{taskmanager.numberOfTaskSlots: 16}')"
+    " on each (FLYBALL_FLINK='{taskmanager.numberOfTaskSlots: 32}')"
 )
 
 

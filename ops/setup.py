@@ -16,6 +16,12 @@ from ops.home import CHECKOUT, Home
 
 JARS_LOCK = CHECKOUT / "conf" / "jars.lock"
 SUPPORTED_JAVA = (17, 21)
+# Ten times the JVM's own thresholds: with those, the optimising compilers of a TaskManager and a broker that have just started
+# take a third of two cores for a minute, from the jobs that come back meanwhile (docs/decisions/0029).
+UNHURRIED_COMPILER = [
+    "-XX:Tier4InvocationThreshold=50000", "-XX:Tier4MinInvocationThreshold=6000",
+    "-XX:Tier4CompileThreshold=150000", "-XX:Tier4BackEdgeThreshold=400000",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ T = TypeVar("T")
 SUBJECTS = 12
 # Decisions that must flow before anything is broken, and how long the load goes on after the next decision.
 STEADY = 3 * SUBJECTS
+# Who asks a JobManager that has just started for more than this takes the core it starts on.
+ASKED_EVERY_S = 0.5
 GOES_ON_S = 2.0
 RECOVERY_PATIENCE_S = 120.0
 CALM_CHECKS = 2
@@ -194,7 +196,7 @@ class Bed:
                 return False
             return len(jobs) == len(flink_jobs.jobs_of(DOMAIN)) and all(job.state == "RUNNING" for job in jobs)
 
-        self.wait_until(is_back, f"{part} and the jobs to be back", timeout_s=RECOVERY_PATIENCE_S)
+        self.wait_until(is_back, f"{part} and the jobs to be back", timeout_s=RECOVERY_PATIENCE_S, every_s=ASKED_EVERY_S)
 
     def _appended_s(self, fact_id: str, since: float) -> dict[str, float]:
         """Seconds from `since` to the first append of what a fact led to, stage by stage: where the time went."""
@@ -293,14 +295,14 @@ class Bed:
         if told := self.home.read_state().get("error"):
             raise SetupFailed(str(told))
 
-    def wait_until(self, probe: Callable[[], T | None], what: str, *, timeout_s: float) -> T:
+    def wait_until(self, probe: Callable[[], T | None], what: str, *, timeout_s: float, every_s: float = 0.02) -> T:
         """What `probe` gives, as soon as it is truthy."""
         deadline = time.monotonic() + timeout_s
         while not (found := probe()):
             self.look()
             if time.monotonic() > deadline:
                 raise JobFailed(f"expected {what} within {timeout_s:.0f} s; {self.why()}")
-            time.sleep(0.02)
+            time.sleep(every_s)
         return found
 
     def why(self) -> str:
