@@ -9,7 +9,7 @@ from pathlib import Path
 from contracts.errors import SetupFailed
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
-from ops.setup import UNHURRIED_COMPILER, jar_paths, java_home
+from ops.setup import compiler_options, jar_paths, java_home
 
 HEAP = "384m"
 CLUSTER_ID = "flyballflyballflyball0"
@@ -78,4 +78,4 @@ def prepare(home: Home, ports: dict[str, int], *, is_secure: bool = False) -> No
 def command(home: Home, java: Path) -> list[str]:
     """The broker's own process."""
     options = ClassData.of("broker", java).options()
-    return [*_java(home, java, HEAP, *UNHURRIED_COMPILER, *options), "kafka.Kafka", str(_properties_file(home))]
+    return [*_java(home, java, HEAP, *compiler_options(), *options), "kafka.Kafka", str(_properties_file(home))]

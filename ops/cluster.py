@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from contracts.errors import SetupFailed
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
-from ops.setup import UNHURRIED_COMPILER, jar_paths
+from ops.setup import compiler_options, jar_paths
 
 FLINK = Path(pyflink.__file__).parent
 # The heap of conf/flink.yaml takes all jobs of a domain. Where there are several TaskManagers, each has a part of them.
@@ -230,7 +230,7 @@ def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
                # their way and checkpoints, lands among the old, which fills within minutes and is collected while all wait.
                "-XX:-UseAdaptiveSizePolicy", "-XX:SurvivorRatio=6",
                "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
-               "-XX:-DontCompileHugeMethods", *UNHURRIED_COMPILER, *class_data),
+               "-XX:-DontCompileHugeMethods", *compiler_options(), *class_data),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
         "--configDir",
         str(conf_dir(home)),

@@ -16,9 +16,8 @@ from ops.home import CHECKOUT, Home
 
 JARS_LOCK = CHECKOUT / "conf" / "jars.lock"
 SUPPORTED_JAVA = (17, 21)
-# Ten times the JVM's own thresholds: with those, the optimising compilers of a TaskManager and a broker that have just started
-# take a third of two cores for a minute, from the jobs that come back meanwhile (docs/decisions/0029).
-UNHURRIED_COMPILER = [
+# Ten times the JVM's own thresholds.
+_UNHURRIED = [
     "-XX:Tier4InvocationThreshold=50000", "-XX:Tier4MinInvocationThreshold=6000",
     "-XX:Tier4CompileThreshold=150000", "-XX:Tier4BackEdgeThreshold=400000",
 ]  # fmt: skip
@@ -51,6 +50,14 @@ def java_version(home: Path) -> int | None:
         return None
     found = re.search(r'version "(\d+)', said)
     return int(found.group(1)) if found else None
+
+
+def compiler_options() -> list[str]:
+    """JVM options of TaskManagers and broker: where jobs have several subtasks, the optimising compiler starts later.
+
+    In the first minute it takes a third of two cores, from more subtasks than there are cores (docs/decisions/0029).
+    """
+    return [] if os.environ.get("FLYBALL_PARALLELISM", "") in ("", "1") else _UNHURRIED
 
 
 @cache

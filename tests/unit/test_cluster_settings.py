@@ -47,6 +47,18 @@ def test_the_heap_of_a_taskmanager_is_what_its_settings_say(
     assert {f"-Xmx{heap}", f"-Xms{heap}", "-XX:MaxDirectMemorySize=352m"} <= {*cluster.taskmanager_command(home, tmp_path, 0)}
 
 
+@pytest.mark.parametrize(("parallelism", "is_later"), [("", False), ("1", False), ("4", True)])
+def test_the_optimising_compiler_starts_later_where_jobs_have_several_subtasks(
+    parallelism: str, is_later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLYBALL_PARALLELISM", parallelism)
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+    home = Home(tmp_path)
+    cluster.prepare(home, {"jobmanager": 1, "rest": 2})
+
+    assert any("Tier4" in option for option in cluster.taskmanager_command(home, tmp_path, 0)) is is_later
+
+
 def test_a_size_that_is_none_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLYBALL_FLINK", "{taskmanager.memory.task.heap.size: much}")
     monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
