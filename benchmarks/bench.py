@@ -63,6 +63,7 @@ TARGETS = {
 def first_decision() -> float:
     """Seconds from the command to the first decision, everything fetched before."""
     home = bench_home()
+    instance.stop(home)  # of the measurement before
     report = home.path / "first" / "report.json"
     slice_file = home.path / "first" / "machine.csv"
     slice_file.parent.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,9 @@ def java_version(home: Path) -> int | None:
 
 
 def compiler_options() -> list[str]:
-    """JVM options of TaskManagers and broker: where jobs have several subtasks, the optimising compiler starts later.
+    """JVM options of TaskManagers and broker: where FLYBALL_PARALLELISM asks for several subtasks, C2 starts later.
 
-    In the first minute it takes a third of two cores, from more subtasks than there are cores (docs/decisions/0029).
+    In the first minute it took 0.4 of a core from more subtasks than there were cores (docs/decisions/0029).
     """
     return [] if os.environ.get("FLYBALL_PARALLELISM", "") in ("", "1") else _UNHURRIED
 
