@@ -31,7 +31,7 @@ FULL_S = 10.0
 FULL_BYTES = 4096
 SLOW_MS = 10_000.0
 PAUSES_S = 60.0
-# heartbeat.timeout is 6 s, the broker's session 3 s.
+# heartbeat.timeout is 4.5 s, the broker's session 3 s.
 LONGEST_PAUSE_S = 9.0
 PAUSES_SEED = 24
 PAUSED_PARTS = ("broker", "taskmanager-0", "jobmanager", f"actuator-{DOMAIN}")
