@@ -1,7 +1,7 @@
 """One-shot: certificates and passwords of a secure broker in containers, to each service its own.
 
-`python docker/hand_out.py machines`, as root. What is there stays. `authority` keeps everything; the other folders
-of /secrets are copies of what one kind of container needs, owned by who runs in it.
+`python docker/hand_out.py machines`, as root. What is there stays. `authority` keeps everything and is root's; the other
+folders of /secrets are copies of what one kind of container needs, owned by who runs in it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ def hand_out(root: Path, domain: str) -> str | None:
     for folder, roles in ROLES.items():
         names = ["ca.pem", *(password_file(authority, principal(domain, role)).name for role in roles)]
         _copy(authority, root / folder, names, FLYBALL_USER)
+    # `prepare` lets log in whose password it has, as the broker (ops/access.py).
+    everybody = [password_file(authority, who).name for who in access.principals(authority, domain)]
+    for path in (root / "prepare").glob(f"{domain}.*.properties"):
+        if path.name not in everybody:
+            path.unlink()
+    _copy(authority, root / "prepare", ["ca.pem", "broker.pem", *everybody], FLYBALL_USER)
     _copy(authority, root / "broker", ["ca.pem", "broker.pem"], KAFKA_USER)
     certificates.write_secret(root / "broker" / "client.properties", CLIENT.encode())
-    for path in (root / "broker" / "client.properties", authority, *authority.iterdir()):
-        _give(path, KAFKA_USER if path.parent.name == "broker" else FLYBALL_USER)
+    _give(root / "broker" / "client.properties", KAFKA_USER)
     return warning
 
 

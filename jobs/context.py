@@ -13,7 +13,9 @@ type of the contract is filled from the view that has its short name (`machines.
 
 Order: rows of one subject stay in their partition's order from the source to the sinks; no exchange
 on another key comes before a log-order query (tests/flink reads the plan). Restart: at least once,
-with derived ids; `govern` drops what is repeated.
+with derived ids; `govern` drops what is repeated. Without state all facts kept are read again; of outcomes, which are kept
+for ever, older ones only move the clock (udfs/serde.py): `govern` may have forgotten what it decided about them. A source that
+starts at a timestamp would read less, and skip all it has not read wherever Kafka has dropped what it stands at.
 """
 
 from __future__ import annotations

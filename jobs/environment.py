@@ -71,7 +71,13 @@ def configuration(name: str, settings: Settings) -> Configuration:
         values["execution.checkpointing.dir"] = checkpoints
     if rest := os.environ.get("FLYBALL_REST"):  # started as a plain script, not by `flink run`
         host, port = rest.rsplit(":", 1)
-        values |= {"execution.target": "remote", "rest.address": host, "rest.port": port}
+        values |= {
+            "execution.target": "remote",
+            "rest.address": host,
+            "rest.port": port,
+            # The default, and not to be changed: older state is deleted (ops/flink_jobs.py), so no checkpoint may need it.
+            "execution.state-recovery.claim-mode": "NO_CLAIM",
+        }
     for key, value in values.items():
         config.set_string(key, value)
     return config

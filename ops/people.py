@@ -110,21 +110,37 @@ def made_key(path: Path) -> Ed25519PrivateKey:
     return own_key(path)
 
 
-def people(home: Home, domain: str) -> list[Person]:
-    """The people of conf/<domain>/people.yaml with their public keys; makes the keys that are missing.
+def people(home: Home, domain: str, *, known: Mapping[str, Person] = {}, makes_keys: bool = True) -> list[Person]:
+    """The people of conf/<domain>/people.yaml with their public keys: of the file, otherwise of the private key in `home`.
 
-    Raises SetupFailed for a file that is none.
+    Whoever has neither keeps the key they are `known` by. For the others keys are made; without `makes_keys`, which is
+    for a home that does not last, they are left out. Raises SetupFailed for a file that is none.
     """
     file = read_people(people_file(domain))
-    return [
-        Person(
-            person=entry.person,
-            roles=entry.roles,
-            may=tuple(sorted({right for role in entry.roles for right in file.roles[role].may})),
-            public_key=entry.public_key or public_text(made_key(key_file(home, domain, entry.person))),
-        )
-        for entry in file.people
-    ]
+    found = []
+    for entry in file.people:
+        key = entry.public_key
+        if key is None:
+            key = _key_of(key_file(home, domain, entry.person), known.get(entry.person), makes_keys)
+        if key is not None:
+            may = tuple(sorted({right for role in entry.roles for right in file.roles[role].may}))
+            found.append(Person(person=entry.person, roles=entry.roles, may=may, public_key=key))
+    return found
+
+
+def _key_of(path: Path, known: Person | None, makes_keys: bool) -> PublicKey | None:
+    if not path.exists():
+        if known is not None and known.is_active:
+            return known.public_key
+        if not makes_keys:
+            return None
+    return public_text(made_key(path))
+
+
+def without_key(home: Home, domain: str) -> list[str]:
+    """Those to whom people.yaml gives no public key, and of whom `home` has no private one."""
+    entries = read_people(people_file(domain)).people
+    return [e.person for e in entries if e.public_key is None and not key_file(home, domain, e.person).exists()]
 
 
 def published(bootstrap_servers: str, domain: str) -> dict[str, Person]:

@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 
 from contracts.dead_letter import Cause
 from contracts.domain import DomainContract
-from contracts.envelope import derive_id, schema_urn
+from contracts.envelope import derive_id, parse_time_ms, schema_urn
 from contracts.errors import BadInput, SetupFailed
 from contracts.fact import ClockTicked
 from contracts.topics import MAX_FACT_BYTES, topic
@@ -40,11 +40,15 @@ class RefusedLine:
 
 @dataclass(frozen=True)
 class RawEvent:
-    """A line that is published as it stands: `context` judges it like any producer's record."""
+    """A line that is published as it stands: `context` judges it like any producer's record.
+
+    `event_ms`: its time; 0 where it tells none that `context` would take.
+    """
 
     line: int
     key: bytes | None
     value: bytes
+    event_ms: int = 0
 
 
 class RowReader(Protocol):
@@ -77,7 +81,7 @@ def read_file(
         lines = iter(stream)
         first = next(lines, b"")
         if first.lstrip()[:1] in (b"{", b"["):
-            found = _read_jsonl(_chain(first, lines), world, name)
+            found = _read_jsonl(_chain(first, lines), world, name, int(time.time() * 1000) + max_ahead_ms)
         else:
             found = _read_csv(first, lines, world, name)
         if getattr(world, "plays_by_time", False):
@@ -179,21 +183,25 @@ def _csv_item(
         return RefusedLine(number, raw, error)
 
 
-def _read_jsonl(lines: Iterator[bytes], world: World, subject: str | None) -> Iterator[Line]:
+def _read_jsonl(lines: Iterator[bytes], world: World, subject: str | None, latest_ms: int) -> Iterator[Line]:
     for number, raw in enumerate(lines, start=1):
         line = raw.rstrip(b"\r\n")
         if line.strip():
-            yield number, line, _json_item(number, line, world, subject)
+            yield number, line, _json_item(number, line, world, subject, latest_ms)
 
 
-def _json_item(number: int, line: bytes, world: World, subject: str | None) -> Item:
+def _json_item(number: int, line: bytes, world: World, subject: str | None, latest_ms: int) -> Item:
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError:
         return RawEvent(number, None, line)
     if not isinstance(found, dict) or "specversion" in found:
-        key = found.get("subject") if isinstance(found, dict) else None
-        return RawEvent(number, key.encode() if isinstance(key, str) else None, line)
+        told = found if isinstance(found, dict) else {}
+        key, event_ms = told.get("subject"), 0
+        with suppress(ValueError, TypeError):
+            event_ms = parse_time_ms(told.get("time"))  # type: ignore[arg-type]
+        event_ms = event_ms if 0 < event_ms <= latest_ms else 0
+        return RawEvent(number, key.encode() if isinstance(key, str) else None, line, event_ms)
     try:
         return _bare_fact(found, world, subject)
     except BadInput as error:
@@ -281,6 +289,7 @@ class Emitter:
         self._facts = topic("facts").of(contract.name)
         self._dead_letters = topic("dead-letters").of(contract.name)
         self._occurrences: Counter[str] = Counter()
+        self._not_taken: list[Exception] = []
         self.emitted = Emitted()
 
     def encode(self, fact: NewFact) -> bytes:
@@ -307,17 +316,18 @@ class Emitter:
         rate: float | None,
         on_progress: Callable[[Emitted], None] | None = None,
     ) -> Emitted:
-        """Publish everything, `rate` facts a second (None: as fast as it goes), and flush.
+        """Publish everything, `rate` facts a second (None: as fast as it goes); returns when Kafka has all of it.
 
         `None` among the items means "nothing yet": what was sent is flushed and the loop goes on.
-        A record over 2 MiB is not sent; it is told in `oversized`.
+        A record over 2 MiB is not sent; it is told in `oversized`. Raises SetupFailed with the cause as soon as it is
+        known that Kafka did not take a record.
         """
         done = self.emitted
         done.started_at = time.monotonic()
         due = done.started_at
         for item in items:
             if item is None:
-                self._writer.flush()
+                self._flush(self._writer)
                 continue
             if rate is not None and isinstance(item, NewFact):
                 due += 1 / rate
@@ -326,7 +336,7 @@ class Emitter:
             self._send(item)
             if on_progress is not None and (done.facts + done.refused) % 200 == 0:
                 on_progress(done)
-        self._writer.flush()
+        self._flush(self._writer)
         done.ended_at = time.monotonic()
         if on_progress is not None:
             on_progress(done)
@@ -341,14 +351,14 @@ class Emitter:
                 offset=item.line, key=None, value=item.raw,
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
-            self._writer.send(self._dead_letters, key=key.encode(), value=letter)
+            self._put(self._writer, self._dead_letters, key.encode(), letter)
             done.refused += 1
             return
         if isinstance(item, RawEvent):
             key_bytes, value = item.key, item.value
         else:
             key_bytes, value = item.subject.encode(), self.encode(item)
-            done.last_event_ms = max(done.last_event_ms, item.event_ms)
+        done.last_event_ms = max(done.last_event_ms, item.event_ms)
         if self._sign is not None:
             with suppress(BadInput):  # `context` says what is wrong with it
                 value = self._sign(value, self._facts)
@@ -358,11 +368,26 @@ class Emitter:
                 + (f" (line {item.line})" if isinstance(item, RawEvent) else "")
             )
             return
-        try:
-            self._writer.send(self._facts, key=key_bytes, value=value)
-        except KafkaError as error:
-            raise SetupFailed(f"the broker refused a fact: {error}") from error
+        self._put(self._writer, self._facts, key_bytes, value)
         done.facts += 1
+
+    def _put(self, writer: KafkaProducer, name: str, key: bytes | None, value: bytes, partition: int | None = None) -> None:
+        try:
+            writer.send(name, key=key, value=value, partition=partition).add_errback(self._not_taken.append)
+        except KafkaError as error:
+            self._not_taken.append(error)
+        self._raise_not_taken()
+
+    def _flush(self, writer: KafkaProducer) -> None:
+        writer.flush()
+        self._raise_not_taken()
+
+    def _raise_not_taken(self) -> None:
+        if self._not_taken:
+            raise SetupFailed(
+                f"after {self.emitted.facts} facts, {len(self._not_taken)} records that Kafka did not take:"
+                f" {self._not_taken[0]}. Publish the same input again: what is there already is known by its id"
+            )
 
     def tick(self, event_ms: int, *, outcomes: KafkaProducer | None = None) -> None:
         """One tick on every partition `context` reads: event time has passed `event_ms` everywhere.
@@ -376,7 +401,7 @@ class Emitter:
                 name, value = row.of(self._contract.name), self.encode(fact)
                 if self._sign is not None:
                     value = self._sign(value, name)
-                writer.send(name, key=fact.subject.encode(), value=value, partition=partition)
-        self._writer.flush()
+                self._put(writer, name, fact.subject.encode(), value, partition)
+        self._flush(self._writer)
         if outcomes is not None:
-            outcomes.flush()
+            self._flush(outcomes)

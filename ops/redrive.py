@@ -104,7 +104,7 @@ def choose_corrected(found: Sequence[History], lines: Iterable[bytes]) -> tuple[
     """The letters that corrected lines name, and each one's record. Raises SetupFailed."""
     given = corrected_lines(lines)
     chosen = choose(found, ids=given) if given else []
-    return chosen, {h.letter.id: given.get(h.letter.id) or given[h.letter.place] for h in chosen}
+    return chosen, {h.letter.id: given[h.letter.id if h.letter.id in given else h.letter.place] for h in chosen}
 
 
 def edit(letter: Letter, path: Path) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,6 +22,7 @@ from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import access, code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
+from ops.code_versions import Code
 from ops.emit import close_windows
 from ops.home import Home
 from ops.plain import plain
@@ -53,36 +56,58 @@ class Asked:
 
 def bring_up(
     home: Home, domain: str, *, is_fresh: bool, console: Console, while_pid: int | None = None,
-    seed: int = 1, options: tuple[str, ...] = (), is_secure: bool = False,
+    seed: int = 1, options: tuple[str, ...] = (), is_secure: bool = False, joins: bool = True,
 ) -> tuple[Settings, dict[str, float]]:  # fmt: skip
     """Broker, cluster, topics, policies, models, jobs, actuator and sealer; returns when all of it runs.
 
-    A secure instance stays so when it goes on (not `is_fresh`), also without `is_secure`.
-    Raises SetupFailed, JobFailed or PolicyRefused with the cause. Gives the settings in force and
-    how long each step took (seconds).
+    In the instance that runs here (`joins`; otherwise that is refused), or in a new one. A secure instance stays so when
+    it goes on (not `is_fresh`), also without `is_secure`. Raises SetupFailed, JobFailed or PolicyRefused with the cause;
+    then no job runs that the supervisor does not know of. Gives the settings in force and how long it took (seconds).
     """
     began = time.monotonic()
-    seconds: dict[str, float] = {}
     settings = load_settings(domain)
     load_domain(domain)
-    world = load_world(domain)
-    del world
-    content = shipped.load(home, domain)
-    people.made_key(people.key_file(home, domain, people.AUDIT_KEY))
-    is_started = instance.is_running(home)
-    if is_started and domain in wanted(home):
-        raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
-    if is_started and is_secure and not home.is_secure:
-        raise SetupFailed("the instance that runs here is not secure: './flyball down' first, then --secure")
-    is_secure = is_secure or (home.is_secure and (is_started or not is_fresh))
+    load_world(domain)
+    with home.alone(f"up-{domain}", patience_s=0):  # two would submit every job twice
+        content = shipped.load(home, domain)
+        people.made_key(people.key_file(home, domain, people.AUDIT_KEY))
+        with home.alone("start"):
+            has_joined = instance.is_running(home)
+            if not has_joined:
+                is_secure = is_secure or (home.is_secure and not is_fresh)
+                _make_secrets(home, domain, is_secure, console)
+                instance.start(home, fresh=is_fresh, while_pid=while_pid, secure=is_secure)
+            elif not joins:
+                raise SetupFailed("an instance already runs here; './flyball down' stops it ('emit' plays facts into it)")
+            elif domain in wanted(home):
+                raise SetupFailed(f"{domain} is up already; './flyball status' shows it")
+            elif is_secure and not home.is_secure:
+                raise SetupFailed("the instance that runs here is not secure: './flyball down' first, then --secure")
+            else:
+                _make_secrets(home, domain, home.is_secure, console)
+        instance.take_secrets(home)
+        resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+        try:
+            _start_parts(home, domain, content, resume, console, seed, options)
+        except BaseException:
+            if while_pid and not has_joined:
+                instance.stop(home)
+            raise
+    return settings, {"setup": time.monotonic() - began}
+
+
+def _make_secrets(home: Home, domain: str, is_secure: bool, console: Console) -> None:
     if is_secure and (warning := access.made(home.secrets, domain)):
         console.print(f"[yellow]{warning}[/yellow]")
-    if not is_started:
-        instance.start(home, fresh=is_fresh, while_pid=while_pid, secure=is_secure)
-    instance.take_secrets(home)
-    resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+
+
+def _start_parts(
+    home: Home, domain: str, content: shipped.Shipped, resume: Mapping[str, str] | None, console: Console,
+    seed: int, options: tuple[str, ...],
+) -> None:  # fmt: skip
+    """The domain's topics, jobs and processes. The jobs are planned while broker and cluster still start."""
     models_port = 0
-    is_served = settings.models_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
+    is_served = load_settings(domain).models_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
     if "reason" in flink_jobs.jobs_of(domain) and not is_served:
         models_port = choose({"models": 0})["models"]
         options = (*options, "--models-url", f"http://127.0.0.1:{models_port}/v1")
@@ -94,14 +119,10 @@ def bring_up(
             kafka.create_topics(bootstrap, domain)
             shipped.publish_new(bootstrap, domain, content, now_ms=int(time.time() * 1000))
             instance.wait_ready(home)
+            if left := flink_jobs.unfinished(home, domain):
+                raise SetupFailed(f"{', '.join(sorted(left.values()))} run here already, submitted by hand; './flyball down' stops all that runs here")
         with console.status(f"submitting {', '.join(flink_jobs.jobs_of(domain))}"):
-            submission.go()
-            instance.want_actuator(home, domain, seed)
-            instance.want_sealer(home, domain)
-            if models_port:
-                instance.want_model_server(home, domain, models_port)
-            submission.wait()
-            want(home, domain, options, dict.fromkeys(flink_jobs.jobs_of(domain), code.name))
+            _submit(home, domain, submission, options, code, seed, models_port)
             flink_jobs.wait_running(home, domain)
             instance.wait_actuator(home, domain)
             instance.wait_sealer(home, domain)
@@ -110,8 +131,26 @@ def bring_up(
     except BaseException:
         submission.cancel()
         raise
-    seconds["setup"] = time.monotonic() - began
-    return settings, seconds
+
+
+def _submit(
+    home: Home, domain: str, submission: Submission, options: Iterable[str], code: Code, seed: int, models_port: int
+) -> None:
+    """All jobs, noted as wanted; or none: where one cannot be submitted, the others are cancelled."""
+    try:
+        submission.go()
+        instance.want_actuator(home, domain, seed)
+        instance.want_sealer(home, domain)
+        if models_port:
+            instance.want_model_server(home, domain, models_port)
+        submission.wait()
+        want(home, domain, options, dict.fromkeys(flink_jobs.jobs_of(domain), code.name))
+    except BaseException:
+        submission.cancel()
+        with suppress(httpx.HTTPError, JobFailed):
+            flink_jobs.cancel(home, domain)
+            flink_jobs.wait_cancelled(home, domain)
+        raise
 
 
 def _wait_for_broker(home: Home, domain: str) -> str:
@@ -177,17 +216,12 @@ def _drain(refused: list[Item]) -> Iterator[Item]:
 def run(asked: Asked, home: Home, console: Console) -> dict[str, Any]:
     """Play a domain's input through the whole loop and give the report. docs/operations.md tells its keys."""
     began = time.monotonic()
-    if instance.is_running(home):
-        raise SetupFailed(
-            "an instance already runs here; './flyball down' stops it ('emit' plays facts into it)"
-        )
     _sign(asked, load_settings(asked.domain))
-    keeper = None if asked.is_kept else os.getpid()
+    settings, seconds = bring_up(
+        home, asked.domain, is_fresh=not asked.is_resumed, console=console, joins=False,
+        while_pid=None if asked.is_kept else os.getpid(), seed=asked.seed, is_secure=asked.is_secure,
+    )  # fmt: skip
     try:
-        settings, seconds = bring_up(
-            home, asked.domain, is_fresh=not asked.is_resumed, console=console,
-            while_pid=keeper, seed=asked.seed, is_secure=asked.is_secure,
-        )  # fmt: skip
         report = _play(asked, home, settings, console, began, seconds["setup"])
     except BaseException:
         if not asked.is_kept:
@@ -286,7 +320,11 @@ def _wait_until_quiet(
                 if time.monotonic() < next_check:
                     continue
                 next_check = time.monotonic() + 0.5
-                flink_jobs.check(home, domain)
+                try:
+                    flink_jobs.check(home, domain)
+                    has_open_calls = bool(flink_jobs.open_calls(home, domain))
+                except httpx.HTTPError:  # a JobManager that died: the supervisor brings it back, or says why not
+                    has_open_calls = True
                 if player.is_alive() or watch.seen.last_change_at != last_change:
                     last_change = watch.seen.last_change_at
                     quiet_since = time.monotonic()
@@ -295,7 +333,7 @@ def _wait_until_quiet(
                 is_calm = (
                     not watch.seen.open_commands
                     and not any(lags.lags().values())
-                    and not flink_jobs.open_calls(home, domain)
+                    and not has_open_calls
                 )
                 calm = calm + 1 if is_calm else 0
                 if time.monotonic() - quiet_since > QUIET_PATIENCE_S:

@@ -22,14 +22,14 @@ class Shipped:
     prompts: list[Prompt]
 
 
-def load(home: Home, domain: str) -> Shipped:
-    """Everything of conf/<domain>; keys of people that are missing are made in `home`.
+def load(home: Home, domain: str, *, makes_keys: bool = True) -> Shipped:
+    """Everything of conf/<domain>; keys of people that are missing are made in `home`, or left out with their people.
 
     Raises PolicyRefused, SetupFailed or ModelRefused for what is not as it should be.
     """
     return Shipped(
         policies.check_files(domain, policies.policy_files(domain)),
-        people.people(home, domain),
+        people.people(home, domain, makes_keys=makes_keys),
         models.shipped_models(domain),
         prompts.shipped_prompts(domain),
     )

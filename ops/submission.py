@@ -25,7 +25,15 @@ from jobs.settings import LATEST
 from ops import cluster, code_versions
 from ops.class_data import ClassData
 from ops.code_versions import Code
-from ops.flink_jobs import checkpoints_folder, jobs_of, last_cause, latest_checkpoints, rest_port
+from ops.flink_jobs import (
+    checkpoints_folder,
+    forget_others,
+    jobs_of,
+    last_cause,
+    latest_checkpoints,
+    plans_folder,
+    rest_port,
+)
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
 from ops.submit import PLANNED
@@ -58,15 +66,17 @@ class Submission:
 
     def __init__(
         self, home: Home, domain: str, jobs: Iterable[str] | None = None,
-        *, options: Iterable[str] = (), resume_from: dict[str, str] | None = None, code: Code | None = None,
+        *, options: Iterable[str] = (), resume_from: Mapping[str, str] | None = None, code: Code | None = None,
     ) -> None:  # fmt: skip
         self._log = home.logs / (f"submit-{domain}.out" if jobs is None else f"submit-{domain}.{'-'.join(jobs := tuple(jobs))}.out")
         jobs = jobs_of(domain) if jobs is None else tuple(jobs)
         code = code or code_versions.kept(home)
+        self._home, self._domain = home, domain
         self._name = f"{domain}: {', '.join(jobs)}"
+        self._states = dict(resume_from or {})
         command = [sys.executable, "-m", f"{code.name}.ops.submit", "--domain", domain, *jobs, *options]
-        if resume_from:
-            command += ["--resume-from", json.dumps(resume_from)]
+        if self._states:
+            command += ["--resume-from", json.dumps(self._states)]
         environment = client_environment(home)
         environment["JVM_ARGS"] += " " + " ".join(ClassData.of("client", java_home()).options())
         with self._log.open("wb") as out:
@@ -95,8 +105,13 @@ class Submission:
         raise JobFailed(f"planning {self._name} failed: {last_cause(self._log.read_text(errors='replace'))}")
 
     def go(self, states: Mapping[str, str] | None = None) -> Submission:
-        """Broker, topics and cluster are there: submit as soon as planned. `states`: job -> what it starts from."""
+        """Broker, topics and cluster are there: submit as soon as planned. `states`: job -> what it starts from.
+
+        Older state of these jobs is deleted.
+        """
         assert self._client.stdin is not None
+        for job, state in {**self._states, **(states or {})}.items():
+            forget_older(self._home, self._domain, job, state)
         with contextlib.suppress(BrokenPipeError):
             self._client.stdin.write((json.dumps(states) if states else "go").encode() + b"\n")
             self._client.stdin.close()
@@ -135,8 +150,7 @@ class Resubmission:
         self._plans: dict[str, Path] = {}
         checkpoints = latest_checkpoints(home, domain)
         for job in wanted(home)[domain].code:
-            folder = cluster.folder(home) / "plans" / f"{domain}.{job}"
-            kept = [path for path in folder.glob("*") if path.suffix != ".new"]
+            kept = [path for path in plans_folder(home, domain, job).glob("*") if path.suffix != ".new"]
             if not kept or job not in checkpoints:
                 raise FileNotFoundError(f"no plan or no checkpoint of {domain}.{job}")
             self._plans[job] = kept[0]
@@ -163,7 +177,7 @@ class Resubmission:
             raise JobFailed(f"submitting the jobs of {self._domain} again failed: {error}") from error
 
     def _submit(self, job: str, plan: Path) -> str:
-        _link_latest(self._home, self._domain, job)
+        state = _link_latest(self._home, self._domain, job)
         before, new = bytes.fromhex(plan.name), os.urandom(16)
         content = plan.read_bytes()
         if content.count(before) != 1:
@@ -179,20 +193,28 @@ class Resubmission:
         )  # fmt: skip
         if answer.is_error:
             raise JobFailed(f"{self._domain}.{job} was not taken again: {last_cause(answer.text)}")
+        forget_older(self._home, self._domain, job, state)
         noted = checkpoints_folder(self._home, self._domain, job) / "operators" / f"{plan.name}.json"
         if noted.exists():  # what its operators mean, for whoever starts from its checkpoints
             shutil.copy(noted, noted.with_stem(new.hex()))
         return new.hex()
 
 
-def _link_latest(home: Home, domain: str, job: str) -> None:
-    """Point the link that the kept plan of a job goes on from at its newest complete checkpoint."""
-    target = Path(latest_checkpoints(home, domain)[job].removeprefix("file://"))
+def _link_latest(home: Home, domain: str, job: str) -> str:
+    """Point the link that the kept plan of a job goes on from at its newest complete checkpoint, whose path this gives."""
+    state = latest_checkpoints(home, domain)[job]
     link = cluster.folder(home) / "checkpoints" / f"{domain}.{job}" / LATEST
     staged = link.with_suffix(".new")
     staged.unlink(missing_ok=True)
-    staged.symlink_to(target)
+    staged.symlink_to(Path(state.removeprefix("file://")))
     staged.replace(link)
+    return state
+
+
+def forget_older(home: Home, domain: str, job: str, state: str) -> None:
+    """Delete what a job that starts from `state` needs no more. What cannot be deleted now goes the next time."""
+    with contextlib.suppress(httpx.HTTPError, OSError):
+        forget_others(home, domain, job, state)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,12 +51,16 @@ class _Sent:
         if self._error is not None:
             raise self._error
 
+    def add_errback(self, told: Callable[[Exception], None]) -> None:
+        if self._error is not None:
+            told(self._error)
+
 
 class StandInProducer:
     def __init__(self, broker: StandInBroker) -> None:
         self._broker = broker
 
-    def send(self, topic: str, *, key: bytes | None, value: bytes | None, partition: int = 0) -> _Sent:
+    def send(self, topic: str, *, key: bytes | None, value: bytes | None, partition: int | None = None) -> _Sent:
         if self._broker.is_down:
             return _Sent(KafkaError("the broker is down"))
         self._broker.put(topic, key, value)

@@ -29,8 +29,9 @@ from contracts.envelope import (
     schema_urn,
 )
 from contracts.errors import BadInput, named
+from contracts.fact import ClockTicked
 from contracts.rfc_syntax import is_uri_reference
-from contracts.topics import MAX_FACT_BYTES
+from contracts.topics import MAX_FACT_BYTES, topic
 from udfs.signed_facts import SignatureCheck
 
 _log = logging.getLogger(__name__)
@@ -92,11 +93,16 @@ class FactReader:
     """Validates the raw records of one domain's facts and outcomes. Build once, use for each record.
 
     `signatures`: who judges those of producers; None takes any fact as if it bore none.
+    `outcomes_since_ms`: what the broker appended to the outcomes topic before is only a tick. Outcomes are kept for ever:
+    a `context` without state would have them decided again that `govern` has forgotten.
     """
 
     def __init__(
-        self, contract: DomainContract, *, max_ahead_ms: int, signatures: SignatureCheck | None = None
-    ) -> None:
+        self, contract: DomainContract, *, max_ahead_ms: int, signatures: SignatureCheck | None = None,
+        outcomes_since_ms: int = 0,
+    ) -> None:  # fmt: skip
+        self._outcomes = topic("outcomes").of(contract.name)
+        self._outcomes_since_ms = outcomes_since_ms
         self._contract = contract
         self._max_ahead_ms = max_ahead_ms
         self._signatures = signatures
@@ -107,16 +113,13 @@ class FactReader:
         )
 
     def read(self, key: bytes | None, value: bytes | None, now_ms: int, topic: str = "") -> Fact:
-        """The fact in the record (`key`, `value`), received on `topic` at wall time `now_ms`.
+        """The fact in the record (`key`, `value`), appended to `topic` at wall time `now_ms`.
 
         Raises BadInput with a code of contracts.dead_letter.Cause.
         """
         if value is None:
             raise BadInput(Cause.TOMBSTONE, "expected a fact, came a tombstone (null value)")
-        if len(value) > MAX_FACT_BYTES:
-            raise BadInput(
-                Cause.TOO_LARGE, f"expected at most {MAX_FACT_BYTES} bytes, came {len(value)}"
-            )
+        refuse_large(value)
         try:
             event = self._adapter.validate_json(value)
         except ValidationError as error:
@@ -142,15 +145,16 @@ class FactReader:
             )
         if self._signatures is not None:
             self._signatures.check(whole, kind=event.type, subject=event.subject, topic=topic, now_ms=now_ms)
+        is_past = now_ms < self._outcomes_since_ms and topic == self._outcomes
         return Fact(
             event.id,
-            event.type,
+            ClockTicked.event_type if is_past else event.type,
             event.subject,
             event_ms,
             event.correlationid or event.id,
             event.hops or 0,
             event.traceparent,
-            event.data,
+            ClockTicked() if is_past else event.data,
         )
 
     def _event_ms(self, text: str, now_ms: int) -> int:
@@ -227,6 +231,12 @@ class FactReader:
         wanted = f"expected {sorted(columns(fact))}" if first["type"] == "extra_forbidden" else ""
         cause = Cause.DATA_INVALID if place.split(".")[0] == "data" else Cause.ENVELOPE_INVALID
         return BadInput(cause, f"{place}: {first['msg']} {wanted}".strip()[:1000])
+
+
+def refuse_large(value: bytes) -> None:
+    """Raises BadInput for a record over MAX_FACT_BYTES: what comes of it would not fit MAX_RECORD_BYTES."""
+    if len(value) > MAX_FACT_BYTES:
+        raise BadInput(Cause.TOO_LARGE, f"expected at most {MAX_FACT_BYTES} bytes, came {len(value)}")
 
 
 def write_event(

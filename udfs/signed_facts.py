@@ -120,10 +120,11 @@ def _canonical(event: Mapping[str, Any]) -> bytes:
 
 
 class SignatureCheck:
-    """Judges the signatures of one domain's facts. Stateless: the same record gets the same answer.
+    """Judges who may say what on which topic, by signatures. Stateless: the same record gets the same answer.
 
-    `mode` accepted: a signature that is there must be good. required: on the facts topic one must be there, and on
-    the outcomes topic nothing but what the loop itself writes may be.
+    On the outcomes topic, which producers cannot write, nothing but what the loop itself writes may be. On the facts
+    topic an outcome must be signed by a key whose `types` name it: a producer could tell otherwise that its own actions
+    had succeeded. `mode` accepted: of other facts a signature that is there must be good. required: one must be there.
     """
 
     def __init__(self, domain: str, keys: Sequence[ProducerKey], *, mode: Mode, max_age_ms: int) -> None:
@@ -147,17 +148,16 @@ class SignatureCheck:
         when the broker appended it to `topic`.
         """
         if topic != self._facts:
-            if self._is_required and kind not in OWN_TYPES:
+            if kind not in OWN_TYPES:
                 raise BadInput(
-                    Cause.SIGNATURE_MISSING,
-                    f"expected only {sorted(OWN_TYPES)} on {topic!r}, came {kind!r}: facts are signed, and go to {self._facts!r}",
+                    Cause.UNKNOWN_TYPE, f"expected only {sorted(OWN_TYPES)} on {topic!r}, came {kind!r}: facts go to {self._facts!r}"
                 )
             return
         jws = None if event is None else event.get(ATTRIBUTE)
         if jws is None:
-            if self._is_required:
+            if self._is_required or kind == Outcome.event_type:
                 raise BadInput(
-                    Cause.SIGNATURE_MISSING, f"expected a fact signed by its producer (attribute {ATTRIBUTE!r}), came none"
+                    Cause.SIGNATURE_MISSING, f"expected a {kind} signed by its producer (attribute {ATTRIBUTE!r}), came none"
                 )
             return
         assert event is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from hashlib import blake2b
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyflink.table.udf import FunctionContext, TableFunction, udf
 
 from contracts.domain import load_domain
 from contracts.errors import BadInput
+from contracts.topics import topic
 from udfs import samples
 from udfs.serde import FactReader, dead_letter, internal
 from udfs.signed_facts import Mode, ProducerKey, SignatureCheck
@@ -49,7 +51,8 @@ class ReadFact(TableFunction):
     """read_fact(key, value, topic, partition, offset, appended_ms) -> exactly one row.
 
     Either `dead_letter` is set (and everything else null) or the fact's columns are. Stateless and
-    deterministic: "now" is the broker's append time, so a replay judges as the first run did.
+    deterministic: "now" is the broker's append time, so a replay judges as the first run did. But for outcomes that
+    were appended longer before the operator opened than facts are kept: these are ticks (udfs/serde.py).
     """
 
     def __init__(
@@ -67,7 +70,10 @@ class ReadFact(TableFunction):
             self._domain, [ProducerKey.model_validate(key) for key in self._keys], mode=self._signed_facts,
             max_age_ms=self._signature_max_age_s * 1000,
         )  # fmt: skip
-        self._read = FactReader(contract, max_ahead_ms=self._max_ahead_s * 1000, signatures=signatures).read
+        self._read = FactReader(
+            contract, max_ahead_ms=self._max_ahead_s * 1000, signatures=signatures,
+            outcomes_since_ms=int(time.time() * 1000) - topic("facts").retention_ms,
+        ).read  # fmt: skip
         names = list(contract.fact_columns())
         width = len(ENVELOPE_COLUMNS) + len(names)
         self._empty = [None] * (width - 2)

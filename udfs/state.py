@@ -89,7 +89,12 @@ def _subject_2(value: list[Any]) -> list[Any]:
     return [*value, False, 2]
 
 
-SUBJECT: Final = StateSchema("govern/subject", _subject_1, _subject_2)
+def _subject_3(value: list[Any]) -> list[Any]:
+    """Outcomes are kept whose commands are not known."""
+    return [*value, {}]
+
+
+SUBJECT: Final = StateSchema("govern/subject", _subject_1, _subject_2, _subject_3)
 POLICIES: Final = StateSchema("govern/policies", unchanged)
 LIMITS: Final = StateSchema("govern/limits", unchanged)
 LIMIT_CLAIMS: Final = StateSchema("govern/limit_claims", unchanged)

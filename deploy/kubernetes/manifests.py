@@ -9,6 +9,8 @@ another's Python.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,7 @@ STORAGE = "s3://flyball"
 KAFKA = "kafka-bootstrap:9093"
 SECRETS = "/etc/flyball/secrets"
 OPERATOR = "flink-operator"
+KEPT_FOR_S = 3600  # what a Job left that has ended: its pod and what that said
 REST_PORT = 8081
 PYTHON = "/usr/local/bin/python"
 CHECKOUT_IN_IMAGE = "/opt/flyball"
@@ -183,7 +186,10 @@ def only_their_own(domain: str, job: str, operator: str) -> dict[str, Any]:
 
 
 def prepare(settings: Settings, *, image: str, storage: str, kafka: str) -> dict[str, Any]:
-    """Once, before the jobs: topics, policies, people, models."""
+    """Before the jobs, once for each image and its arguments: topics, policies, people, models.
+
+    A Job's template cannot be changed, so another one is another Job, by its name.
+    """
     domain = settings.domain
     container = {
         "name": "prepare", "image": image, "workingDir": CHECKOUT_IN_IMAGE,
@@ -191,12 +197,15 @@ def prepare(settings: Settings, *, image: str, storage: str, kafka: str) -> dict
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
     }  # fmt: skip
     template = pod(domain, ["admin", "people", "reader"], storage, kafka, container) | {"restartPolicy": "Never"}
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": f"{domain}-prepare", "labels": {"app.kubernetes.io/part-of": "flyball", "domain": domain}},
-        "spec": {"backoffLimit": 4, "template": {"spec": template}},
-    }
+        "metadata": {
+            "name": f"{domain}-prepare-{digest}", "labels": {"app.kubernetes.io/part-of": "flyball", "domain": domain},
+        },
+        "spec": {"backoffLimit": 4, "ttlSecondsAfterFinished": KEPT_FOR_S, "template": {"spec": template}},
+    }  # fmt: skip
 
 
 def manifests(

@@ -41,12 +41,26 @@ def told() -> Iterator[None]:
         err.print("[red]error:[/red]", end=" ")
         err.print(plain(error))
         raise typer.Exit(1) from None
+    except _unreachable() as error:
+        err.print("[red]error:[/red]", end=" ")
+        err.print(plain(f"broker or Flink did not answer ({error or type(error).__name__}); './flyball status' tells why"))
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(130) from None
     except BrokenPipeError:  # `| head` has read enough; Python flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the clients of broker and Flink raise. Looked up when something was raised: to import them takes long."""
+    found: list[type[Exception]] = []
+    if "httpx" in sys.modules:
+        found.append(sys.modules["httpx"].HTTPError)
+    if "kafka.errors" in sys.modules:
+        found.append(sys.modules["kafka.errors"].KafkaError)
+    return tuple(found)
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:

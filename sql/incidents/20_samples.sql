@@ -5,14 +5,14 @@
 --
 -- sample_ms    time of the newest sample so far; until_ms: of the one this row judges
 -- is_sample    a sample is complete: it was closed, or the next one has begun. Each is judged once.
--- calls        every call observed so far, caller and callee by tab, one a line
+-- calls        every call observed so far, once each, caller and callee by tab, one a line
 -- latest_rows  measurements, newest last, one text each (udfs/samples.py reads them); null: another kind of fact.
 --              A system of more than 500 series is judged by its last ones.
 CREATE VIEW sample_clock AS
 SELECT
     *,
     MAX(CASE WHEN is_measured THEN event_ms END) OVER log_order AS sample_ms,
-    LISTAGG(CASE WHEN fact_type = 'incident.call_observed' THEN observed_call END, U&'\000A') OVER log_order AS calls
+    LISTAGG(DISTINCT CASE WHEN fact_type = 'incident.call_observed' THEN observed_call END, U&'\000A') OVER log_order AS calls
 FROM series_deviations
 WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
 

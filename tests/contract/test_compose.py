@@ -28,13 +28,18 @@ def _version(artifact: str) -> str:
     return next(jar.coordinate.rsplit(":", 1)[1] for jar in read_jars_lock() if f":{artifact}:" in jar.coordinate)
 
 
-@pytest.fixture(scope="module")
-def configure() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("configure", CHECKOUT / "docker" / "configure.py")
+def loaded(name: str) -> ModuleType:
+    """A program of docker/."""
+    spec = importlib.util.spec_from_file_location(name, CHECKOUT / "docker" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def configure() -> ModuleType:
+    return loaded("configure")
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +125,33 @@ def test_everybody_speaks_to_the_broker_at_its_address_among_containers() -> Non
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_each_job_is_submitted_by_flink_run_once_its_topics_are_there(job: str) -> None:
+def test_each_job_is_submitted_once_its_topics_are_there(job: str) -> None:
     service = SERVICES[f"submit-{job}"]
 
-    assert service["command"] == ["flink", "run", "--detached", "--python", f"jobs/{job}.py", "--domain", DOMAIN]
+    assert service["command"] == ["python", "docker/submit.py", DOMAIN, job]
+    assert (CHECKOUT / "jobs" / f"{job}.py").is_file()
     assert service["depends_on"]["prepare"]["condition"] == "service_completed_successfully"
     assert service["depends_on"]["jobmanager"]["condition"] == "service_healthy"
     assert service["restart"] == "no"
+
+
+def test_a_submission_asks_the_cluster_it_submits_to(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    YAML().dump(config, tmp_path / "config.yaml")
+    monkeypatch.setenv("FLINK_CONF_DIR", str(tmp_path))
+
+    assert loaded("submit").rest_url() == "http://jobmanager:8081"
+    assert "FLINK_HOME=/opt/flink" in DOCKERFILE and "docker/configure.py /opt/flink/conf/config.yaml" in DOCKERFILE
+
+
+def test_keys_of_people_are_made_on_a_volume_of_their_own() -> None:
+    prepare = SERVICES["prepare"]
+
+    assert prepare["command"] == ["python", "docker/prepare.py", "--make-keys", DOMAIN]
+    (volume,) = prepare["volumes"]
+    assert f"FLYBALL_HOME={volume.partition(':')[2]}\n" in DOCKERFILE
+    assert [name for name in SERVICES if volume in both(name)["volumes"]] == ["prepare"]
 
 
 def test_whoever_touches_checkpoints_shares_their_volume(config: dict[str, Any]) -> None:
@@ -222,7 +247,8 @@ def test_everybody_who_speaks_to_the_secure_broker_has_secrets_and_only_its_own(
     assert all(volume is not None and volume.endswith(":ro") for volume in volumes.values()), volumes
     for name in volumes:
         assert both(name)["environment"]["FLYBALL_SECRETS"] == "/var/lib/flyball/secrets", name
-    assert [name for name, volume in volumes.items() if str(volume).startswith("authority:")] == ["prepare"]
+    assert [name for name, volume in volumes.items() if str(volume).startswith("prepare-secrets:")] == ["prepare"]
+    assert [name for name in SECURE["services"] if any(v.startswith("authority:") for v in both(name)["volumes"])] == ["secrets"]
     assert both("prepare")["environment"]["FLYBALL_INTERNAL_SERVERS"] in both("kafka")["environment"]["KAFKA_ADVERTISED_LISTENERS"]
 
 
@@ -240,10 +266,7 @@ def test_what_the_secure_file_names_exists() -> None:
 
 
 def test_each_kind_of_container_is_handed_what_it_needs_and_no_more(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("hand_out", CHECKOUT / "docker" / "hand_out.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("hand_out")
 
     module.hand_out(tmp_path, "machines")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -252,9 +275,24 @@ def test_each_kind_of_container_is_handed_what_it_needs_and_no_more(tmp_path: Pa
     assert {path: path.read_bytes() for path in before} == before, "what is there stays"
     there = {folder.name: {path.name for path in folder.iterdir()} for folder in tmp_path.iterdir()}
     assert there["broker"] == {"ca.pem", "broker.pem", "client.properties"}
+    assert there["prepare"] == there["authority"] - {"ca.key.pem"}
     assert there["actuator"] == {"ca.pem", "machines.actuator.properties"}
     assert there["sealer"] == {"ca.pem", "machines.sealer.properties"}
     assert not {"ca.key.pem", "broker.pem", "machines.admin.properties", "machines.people.properties"} & there["jobs"]
     handed = {f"/secrets/{folder}" for folder in there}
     mounted = {volume.split(":")[1] for volume in SECURE["services"]["secrets"]["volumes"]}
     assert mounted == handed
+
+
+def test_prepare_lets_nobody_log_in_any_more_who_was_removed(tmp_path: Path) -> None:
+    module, removed = loaded("hand_out"), "machines.producer-gateway.properties"
+    module.hand_out(tmp_path, "machines")
+    (tmp_path / "authority" / removed).write_text("password=x\n")
+    (tmp_path / "authority" / removed).chmod(0o600)
+    module.hand_out(tmp_path, "machines")
+    assert (tmp_path / "prepare" / removed).exists()
+
+    (tmp_path / "authority" / removed).unlink()
+    module.hand_out(tmp_path, "machines")
+
+    assert not (tmp_path / "prepare" / removed).exists()

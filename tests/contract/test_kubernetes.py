@@ -145,6 +145,37 @@ def test_the_jar_and_the_version_are_those_of_the_installed_flink(deployments: d
         assert not each["spec"]["image"].endswith(":latest")
 
 
+def the_job(made: ModuleType, domain: str, **changed: Any) -> dict[str, Any]:
+    (job,) = (each for each in made.manifests(domain, **changed) if each["kind"] == "Job")
+    found: dict[str, Any] = job
+    return found
+
+
+@pytest.mark.parametrize("changed", [{"image": "registry.example/flyball:0.2.0"}, {"kafka": "other:9093"}, {"storage": "gs://other"}])
+def test_prepare_is_another_job_when_its_template_is_another(made: ModuleType, changed: dict[str, str]) -> None:
+    before, after = the_job(made, "machines"), the_job(made, "machines", **changed)
+
+    assert before["spec"]["template"] != after["spec"]["template"], "which kubectl apply refuses to change"
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_prepare_is_the_same_job_when_its_template_is_the_same(made: ModuleType) -> None:
+    assert the_job(made, "machines", parallelism=4, operator_namespace="ops") == the_job(made, "machines")
+
+
+def test_prepare_has_a_name_that_may_be_and_goes_when_it_is_done(made: ModuleType, domain: str) -> None:
+    job = the_job(made, domain)
+
+    assert re.fullmatch(rf"{domain}-prepare-[0-9a-f]{{10}}", job["metadata"]["name"]) and len(job["metadata"]["name"]) <= 63
+    assert job["spec"]["ttlSecondsAfterFinished"] > 0
+
+
+def test_prepare_makes_no_keys_that_would_go_with_its_pod(made: ModuleType, domain: str) -> None:
+    (container,) = the_job(made, domain)["spec"]["template"]["spec"]["containers"]
+
+    assert container["command"][1:] == ["docker/prepare.py", domain]
+
+
 def test_the_script_writes_yaml_without_anchors(made: ModuleType) -> None:
     out = io.StringIO()
     YAML().dump_all(made.manifests("machines"), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 
 import pytest
 
@@ -11,8 +12,9 @@ from contracts.dead_letter import Cause, DeadLetter
 from contracts.domain import load_domain
 from contracts.envelope import check_event, derive_id, parse_time_ms, schema_urn
 from contracts.errors import BadInput
-from contracts.topics import MAX_FACT_BYTES
+from contracts.topics import DAY_MS, MAX_FACT_BYTES
 from udfs.serde import Fact, FactReader, dead_letter, write_event
+from udfs.sql_functions import ReadFact
 
 TYPE = "machine.temperature_measured"
 NOW_MS = parse_time_ms("2014-01-01T00:00:00Z")
@@ -174,6 +176,28 @@ def test_a_record_is_refused_with_its_cause_when_it_is_bad(cause: Cause, value: 
         read(value)
     assert refused.value.code == cause
     assert 0 < len(str(refused.value)) <= 2000
+
+
+OUTCOME_EVENT = raw(type="flyball.outcome", dataschema=ABSENT, data=OUTCOME)
+
+
+@pytest.mark.parametrize(
+    ("days", "topic", "kind"),
+    [(29, "outcomes", "outcome"), (31, "outcomes", "clock_ticked"), (200, "outcomes", "clock_ticked"), (200, "facts", "")],
+)
+def test_an_outcome_is_only_a_tick_when_facts_of_its_time_are_gone(days: int, topic: str, kind: str) -> None:
+    """Without state, `context` reads all outcomes there ever were."""
+    context = ReadFact("machines", 3600, (), "accepted", 86_400)
+    context.open(None)  # type: ignore[arg-type]
+    event = OUTCOME_EVENT if topic == "outcomes" else raw()
+    row = context.eval(b"m1", event, f"machines.{topic}", 0, 0, int(time.time() * 1000) - days * DAY_MS)
+    assert row[4] == (f"flyball.{kind}" if topic == "outcomes" else "machine.temperature_measured")
+
+
+def test_an_outcome_counts_from_when_it_is_told() -> None:
+    reader = FactReader(load_domain("machines"), max_ahead_ms=3_600_000, outcomes_since_ms=NOW_MS)
+    found = [reader.read(b"m1", OUTCOME_EVENT, NOW_MS + late_ms, "machines.outcomes").type for late_ms in (-1, 0)]
+    assert found == ["flyball.clock_ticked", "flyball.outcome"]
 
 
 @pytest.mark.parametrize(

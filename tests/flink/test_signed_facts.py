@@ -111,7 +111,7 @@ def test_what_the_loop_writes_itself_is_used_when_facts_must_be_signed(loans: Si
     value = json.dumps(outcome).encode()
     smuggled = received(loop, "case-2")
     good, other = loop.send("outcomes", ("case-2", value), ("case-2", smuggled))
-    assert cause(loop, other, smuggled) == "signature_missing", "a fact beside the outcomes is none"
+    assert cause(loop, other, smuggled) == "unknown_type", "a fact beside the outcomes is none"
     (on_facts,) = loop.send("facts", ("case-2", value))
     assert cause(loop, on_facts, value) == "signature_missing", "an outcome among the facts must be signed"
     assert not loop.events("dead-letters", good)

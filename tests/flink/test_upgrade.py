@@ -98,6 +98,13 @@ class Feed:
         assert sorted(commands) == sorted(allowed)
 
 
+def states_on_disk(machines: Loop) -> set[str]:
+    """The submissions of govern of which there are checkpoints or savepoints."""
+    folder = flink_jobs.checkpoints_folder(machines.home, "machines", "govern")
+    found = [*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoints/*/savepoint-*/_metadata")]
+    return {str(path.parent.parent.relative_to(folder)) for path in found}
+
+
 def test_running_jobs_keep_what_the_list_of_state_says(machines: Loop, payments: Loop) -> None:
     machines.assert_jobs_keep_what_is_listed()
     payments.assert_jobs_keep_what_is_listed()
@@ -132,6 +139,7 @@ def test_new_code_decides_and_each_proposal_is_decided_once_when_govern_is_upgra
     assert {name for name, job_id in after.items() if before[name] != job_id} == {"machines.govern"}
     others = ("machines.context", "machines.propose")
     assert [machines.restarts()[name] for name in others] == [restarts[name] for name in others], "the others ran on"
+    assert states_on_disk(machines) == {after["machines.govern"], f"savepoints/{before['machines.govern']}"}
     machines.settle()
     audit = orjson.loads(flyball("audit", "verify", "machines", "--json").out)
     assert (audit["ok"], audit["superseded"]) == (True, 0), audit["first_bad"]
@@ -155,6 +163,9 @@ def test_the_old_version_goes_on_when_the_new_one_does_not_come_up(
     assert "not today" in told["cause"]
     feed.assert_each_was_decided_once()
     assert wanted(machines.home)["machines"] == running
+    runs = next(job.job_id for job in flink_jobs.states(machines.home, "machines") if job.name == "machines.govern")
+    assert runs in states_on_disk(machines) and len(states_on_disk(machines)) == 2, "it, and what it started from"
+    assert runs in flink_jobs.latest_checkpoints(machines.home, "machines")["govern"]
 
 
 def test_nothing_is_stopped_when_the_new_queries_would_misread_the_state(

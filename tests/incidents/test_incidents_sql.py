@@ -7,6 +7,8 @@ from typing import Any
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from contracts.outcome import Outcome
+from contracts.topics import topic
+from ops import producers
 from ops.world import NewFact
 from tests import petshop
 from tests.loop import Loop
@@ -21,7 +23,7 @@ SLOW = {"web": 2.5, "shop": 2.3, "db": 2.1}
 
 
 def send_outcome(loop: Loop, subject: str, at_ms: int, action: str, status: str) -> str:
-    """Into the log of facts: outcomes come from another topic, and these tests need one order. Gives its id."""
+    """Into the log of facts, signed: outcomes come from another topic, and these tests need one order. Gives its id."""
     name = f"{subject} {at_ms} {action}"
     outcome_id = derive_id(name, "test", "actuator")
     kind = Outcome.event_type
@@ -33,7 +35,8 @@ def send_outcome(loop: Loop, subject: str, at_ms: int, action: str, status: str)
             "event_time": format_time_ms(at_ms), "command_id": name, "action": action, "status": status, "detail": "",
         },
     )  # fmt: skip
-    loop.send("facts", (subject, event))
+    sign = producers.signer(loop.settings, loop.settings.producers_file.with_suffix(".pem"))
+    loop.send("facts", (subject, sign(event, topic("facts").of("incidents"))))
     return outcome_id
 
 

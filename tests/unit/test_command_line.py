@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
+from kafka.errors import KafkaTimeoutError
 from typer.core import TyperGroup
 
 from contracts.errors import SetupFailed
@@ -64,6 +66,14 @@ def test_what_events_hold_is_not_obeyed_when_printed(capsys: pytest.CaptureFixtu
     terminal.print_table(("what", "n"), [("[red]x[/red]\x1b[2J", 3)])
 
     assert "[red]x[/red]\\x1b[2J" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("nobody is there"), KafkaTimeoutError("nobody is there")])
+def test_it_is_one_line_that_broker_or_flink_did_not_answer(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), terminal.told():
+        raise error
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.fullmatch(r"error: broker or Flink did not answer \((KafkaTimeoutError: )?nobody is there\); './flyball status' tells why", told)
 
 
 def test_a_table_of_cases_fails_when_one_did(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput, SetupFailed
 from ops import dead_letters, kafka, redrive
 from ops.dead_letters import History, choose, histories
-from ops.redrive import corrected_lines, edit, judges, plan
+from ops.redrive import choose_corrected, corrected_lines, edit, judges, plan
 from tests.kafka_stand_in import StandInBroker, StandInConsumer
 from udfs.serde import MAX_KEPT_BYTES, dead_letter, write_event
 
@@ -205,6 +205,13 @@ def test_a_record_is_not_put_back_when_only_its_beginning_was_kept() -> None:
 def test_corrected_lines_are_read_when_they_are_events_or_their_texts() -> None:
     lines = [b'{"id":"a","value":{"x":1},"cause":"y"}', b"", b'{"id":"b","value":"{\\"x\\": 2}"}']
     assert corrected_lines(lines) == {"a": b'{"x":1}', "b": b'{"x": 2}'}
+
+
+def test_a_corrected_line_names_a_letter_by_its_id_or_place_also_when_it_empties_the_record() -> None:
+    (history,) = histories([a_letter()])
+    for name in (history.letter.id, history.letter.place):
+        chosen, given = choose_corrected([history], [orjson.dumps({"id": name, "value": ""})])
+        assert (chosen, given) == ([history], {history.letter.id: b""})
 
 
 @pytest.mark.parametrize("line", [b"{", b"7", b'{"id":"a"}', b'{"value":{}}'])

@@ -10,12 +10,14 @@ import pytest
 from pyflink.common import Row
 
 from contracts.approval import Override, Person
+from contracts.envelope import derive_id
 from contracts.policy import Policy
 from tests.loop import proposal
 from udfs.policy import cases, flink
 from udfs.policy.flink import Govern
 from udfs.policy.signing import public_text, sign, to_sign
 from udfs.policy.subject import SubjectState
+from udfs.policy.writing import STAGE
 from udfs.serde import write_event
 from udfs.state import SUBJECT
 
@@ -302,3 +304,44 @@ def test_the_job_fails_when_its_state_does(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shell.govern._seen, "has", gone)
     with pytest.raises(RuntimeError, match="state backend"):
         proposed(shell, "m-1", 0)
+
+
+# ----------------------------------------------------------------------------------- arbitration
+
+
+def test_the_next_best_wins_when_the_best_is_denied_by_a_grant_that_came_later() -> None:
+    shell, conflicts = Shell(), {"conflicts_with": ["activate_cooling", "schedule_maintenance"], "window_s": 5}
+    once = {"per": [], "max_count": 1, "within_s": 60}
+    shell.publish(
+        policy(policy_id="plan", limits=[once], arbitration={**conflicts, "priority": 5}, scope={"actions": ["schedule_maintenance"]}),
+        policy(policy_id="cool", limits=[WIDE], arbitration=conflicts, scope={"actions": ["activate_cooling"]}),
+    )
+    for subject in ("m-1", "m-2"):
+        proposed(shell, subject, 0, action="schedule_maintenance", parameters={"priority": "normal"})
+    proposed(shell, "m-2", 1)
+    assert [each["type"] for each in shell.fire(6_000)] == ["flyball.claim"] * 2
+    decided = [each for each in shell.grant() if each["type"] == "flyball.decision"]
+    assert [(each["subject"], each["data"]["action"], each["data"]["reason"]) for each in decided] == [
+        ("m-1", "schedule_maintenance", "allowed_by_policy"),
+        ("m-2", "schedule_maintenance", "rate_limit"),
+        ("m-2", "activate_cooling", "allowed_by_policy"),
+    ]
+    assert [row[1] for row in shell.wrote if row[0] == "commands"] == ["m-1", "m-2"]
+
+
+# ---------------------------------------------------------------------------------- after a crash
+
+
+def test_an_outcome_settles_its_claim_when_it_is_read_before_its_proposal() -> None:
+    shell = Shell()
+    one_flies = {"per": [], "max_in_flight": 1}
+    shell.publish(policy(limits=[one_flies], outcome_within_s=60))
+    _, value = proposal("m-1", event_ms=cases.START_MS)
+    command_id = derive_id(derive_id(orjson.loads(value)["id"], STAGE, "decision"), STAGE, "command")
+    data = {"event_time": "2014-01-01T00:00:05Z", "command_id": command_id, "action": "activate_cooling", "status": "succeeded"}
+    outcome = {"type": "flyball.outcome", "subject": "m-1", "data": data}
+    assert shell.read("outcomes", b"m-1", orjson.dumps(outcome)) == []
+    shell.read("proposals", b"m-1", value)
+    assert [each["type"] for each in shell.grant()] == ["flyball.grant", "flyball.decision", "flyball.command", "flyball.settlement"]
+    proposed(shell, "m-2", 1)
+    assert [each["data"]["reason"] for each in shell.grant() if each["type"] == "flyball.decision" and each["subject"] == "m-2"] == ["allowed_by_policy"]

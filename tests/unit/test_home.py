@@ -10,6 +10,7 @@ from rich.console import Console
 
 from contracts.errors import SetupFailed
 from ops.home import Home
+from ops.run import bring_up
 from ops.upgrade import upgrade
 
 
@@ -30,3 +31,10 @@ def test_a_job_is_not_upgraded_while_another_upgrade_of_its_domain_goes_on(tmp_p
         upgrade(home, "machines", "govern", Console(quiet=True))
     with pytest.raises(SetupFailed, match="nothing runs"):
         upgrade(home, "machines", "govern", Console(quiet=True))
+
+
+def test_a_domain_is_not_brought_up_while_another_command_brings_it_up(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with home.alone("up-machines"), pytest.raises(SetupFailed, match=f"another up-machines of {tmp_path} runs, pid"):
+        bring_up(home, "machines", is_fresh=True, console=Console(quiet=True))
+    assert not home.state_file.exists()

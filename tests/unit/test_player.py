@@ -223,6 +223,22 @@ def test_a_header_is_understood_when_it_has_a_byte_order_mark_and_blanks(file: P
     assert isinstance(fact, NewFact)
 
 
+def test_it_is_told_when_kafka_does_not_take_a_fact(file: Path) -> None:
+    broker = StandInBroker(is_down=True)
+    emitter = Emitter(load_domain("machines"), StandInProducer(broker), file_name="x")  # type: ignore[arg-type]
+    with pytest.raises(SetupFailed, match="Kafka did not take: KafkaError: the broker is down"):
+        emitter.emit(items_of(file, ROWS), rate=None)
+    with pytest.raises(SetupFailed, match="did not take"):
+        emitter.tick(1_400_000_000_000)
+
+
+def test_an_input_of_events_ends_at_its_last_time_that_is_not_ahead_of_the_clock(file: Path) -> None:
+    event = '{"specversion":"1.0","subject":"pump-7","time":%s}\n'
+    times = ('"2014-01-01T00:00:00Z"', '"2014-01-01T00:05:00Z"', '"2199-01-01T00:00:00Z"', '"noon"', "7", "null")
+    _, done = emitted(items_of(file, "".join(event % time for time in times)))
+    assert (done.facts, done.last_event_ms) == (6, 1_388_534_700_000)
+
+
 def test_every_partition_gets_a_tick_when_event_time_is_told() -> None:
     broker = StandInBroker()
     Emitter(load_domain("machines"), StandInProducer(broker), file_name="x").tick(1_400_000_000_000)  # type: ignore[arg-type]

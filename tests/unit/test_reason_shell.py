@@ -14,15 +14,17 @@ import orjson
 import pytest
 from pyflink.common import Row
 
+from contracts.dead_letter import Cause
 from contracts.envelope import derive_id
-from contracts.errors import BrokerUnavailable
+from contracts.errors import BadInput, BrokerUnavailable
 from contracts.prompt import Prompt
+from contracts.topics import DAY_MS, topic
 from ops.model_rules import Rule
 from ops.model_server import Behaviour, ModelServer, running
 from tests.confluent_stand_in import StandInTopic
 from tests.unit.test_govern_shell import Runtime
 from udfs.reason import caller, recorded
-from udfs.reason.flink import Reason
+from udfs.reason.flink import DONE_STATE, Reason
 from udfs.reason.recorded import digest
 from udfs.serde import write_event
 from udfs.state import BOOKS, CALLS
@@ -207,6 +209,25 @@ def test_a_situation_becomes_one_proposal_however_often_it_comes(log: StandInTop
     assert reason.proposed == [("s-1", "carer")]
     assert reason.calls == []
     assert [gauge() for gauge in reason.runtime.gauges.values()] == [0, 0]
+
+
+def test_what_was_concluded_is_remembered_for_longer_than_the_facts_it_may_be_repeated_from() -> None:
+    kept_ms = topic("facts").retention_ms + 7 * DAY_MS  # Kafka removes a segment as a whole, and begins one a week
+    assert DONE_STATE._ttl_config is not None
+    assert DONE_STATE._ttl_config.get_ttl().to_milliseconds() > kept_ms
+
+
+def test_a_situation_is_a_dead_letter_when_what_the_fallback_proposes_is_too_large(
+    log: StandInTopic, agents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: Any, **__: Any) -> None:
+        raise BadInput(Cause.TOO_LARGE, "a test")
+
+    with running(Behaviour(latency_ms=0)) as server, shell(agents, server, Operator()) as reason:
+        monkeypatch.setattr(reason.reason._agents, "fall_back", too_large)
+        reason.read(situation("s-1"))  # there is no prompt: it falls back at once
+        reason.fire_until(lambda: bool(reason.causes))
+    assert (reason.causes, reason.proposed, reason.calls) == (["too_large"], [], [])
 
 
 def test_what_is_concluded_and_not_yet_written_counts_as_waiting(log: StandInTopic, agents: Path) -> None:

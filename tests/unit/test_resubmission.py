@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,10 +15,12 @@ from jobs.settings import LATEST
 from ops import flink_jobs
 from ops.home import Home
 from ops.submission import Resubmission, want
+from tests.flink_stand_in import job_id, write_state
 
 DOMAIN = "machines"
 JOBS = ("context", "propose", "govern")
 OLD_ID = "00112233445566778899aabbccddeeff"
+LAST_ID = job_id(7)  # it was submitted again before
 
 
 class Rest(BaseHTTPRequestHandler):
@@ -32,6 +34,11 @@ class Rest(BaseHTTPRequestHandler):
         self.send_response(self.answer)
         self.end_headers()
         self.wfile.write(b'{"errors": ["Caused by: no such savepoint"]}' if self.answer >= 400 else b"{}")
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"jobs": []}).encode())
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -68,11 +75,7 @@ def home(tmp_path: Path, rest: HTTPServer) -> Home:
 
 
 def checkpoint(home: Home, job: str, number: int) -> Path:
-    folder = home.run / "flink" / "checkpoints" / f"{DOMAIN}.{job}" / "some-job" / f"chk-{number}"
-    folder.mkdir(parents=True)
-    (folder / "_metadata").touch()
-    os.utime(folder / "_metadata", (number, number))
-    return folder
+    return write_state(home.run / "flink" / "checkpoints" / f"{DOMAIN}.{job}" / LAST_ID / f"chk-{number}", number)
 
 
 def test_each_job_is_posted_once_under_a_new_id_when_it_is_submitted_again(home: Home) -> None:
@@ -104,6 +107,24 @@ def test_it_goes_on_from_the_newest_checkpoint_there_is_when_it_is_submitted(hom
     assert (folder / f"{DOMAIN}.govern" / LATEST).resolve() == newest.resolve()
     assert (folder / f"{DOMAIN}.context" / LATEST).resolve().name == "chk-2"
     assert flink_jobs.latest_checkpoints(home, DOMAIN)["govern"] == newest.as_uri()
+
+
+def test_the_submission_before_the_last_one_is_forgotten(home: Home) -> None:
+    """But not what its operators mean: that is copied for the next one too."""
+    folder = home.run / "flink" / "checkpoints" / f"{DOMAIN}.govern"
+    write_state(folder / OLD_ID / "chk-0", 0)
+    Resubmission(home, DOMAIN).go().wait()
+    again = Resubmission(home, DOMAIN).go().wait()
+    assert not (folder / OLD_ID).exists() and (folder / LAST_ID).exists()
+    assert (folder / "operators" / f"{again['govern']}.json").exists()
+
+
+def test_nothing_is_forgotten_when_the_jobmanager_refuses(home: Home) -> None:
+    Rest.answer = 500
+    old = write_state(home.run / "flink" / "checkpoints" / f"{DOMAIN}.govern" / OLD_ID / "chk-0", 0)
+    with pytest.raises(JobFailed):
+        Resubmission(home, DOMAIN).go().wait()
+    assert old.exists()
 
 
 @pytest.mark.parametrize("missing", ["plans", "checkpoints"])

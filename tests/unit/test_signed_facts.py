@@ -61,7 +61,8 @@ def signed(
 def read(value: bytes, *, mode: Mode = "required", topic: str = "machines.facts", now_ms: int = NOW_MS) -> Fact:
     check = SignatureCheck("machines", KEYS, mode=mode, max_age_ms=DAY_MS)
     subject = str(json.loads(value)["subject"])
-    return FactReader(MACHINES, max_ahead_ms=3_600_000, signatures=check).read(subject.encode(), value, now_ms, topic)
+    reader = FactReader(MACHINES, max_ahead_ms=3_600_000, signatures=check, outcomes_since_ms=0)
+    return reader.read(subject.encode(), value, now_ms, topic)
 
 
 def cause(value: bytes, **options: object) -> str:
@@ -176,9 +177,20 @@ def test_what_the_loop_writes_itself_needs_no_signature_on_its_own_topic() -> No
     assert read(json.dumps(OUTCOME).encode(), topic="machines.outcomes").type == "flyball.outcome"
     tick = {**EVENT, "type": "flyball.clock_ticked", "dataschema": None, "subject": "clock-0", "data": {}}
     assert read(json.dumps(tick).encode(), topic="machines.outcomes").type == "flyball.clock_ticked"
-    assert cause(text(), topic="machines.outcomes") == Cause.SIGNATURE_MISSING
-    assert cause(signed(), topic="machines.outcomes") == Cause.SIGNATURE_MISSING, "nor does a signature help there"
-    assert read(text(), topic="machines.outcomes", mode="accepted").fact_id == "a1"
+
+
+@pytest.mark.parametrize("mode", ["accepted", "required"])
+def test_a_producer_cannot_tell_that_its_own_actions_succeeded(mode: Mode) -> None:
+    forged = json.dumps({**OUTCOME, "data": {**OUTCOME["data"], "status": "succeeded"}}).encode()  # type: ignore[dict-item]
+    assert cause(forged, mode=mode) == Cause.SIGNATURE_MISSING
+    assert cause(signed(forged), mode=mode) == Cause.PRODUCER_NOT_PERMITTED
+    assert read(signed(forged, key=OTHERS, key_id="others"), mode=mode).type == "flyball.outcome", "its types name it"
+
+
+@pytest.mark.parametrize("mode", ["accepted", "required"])
+def test_a_fact_is_refused_when_it_comes_among_the_outcomes(mode: Mode) -> None:
+    assert cause(text(), topic="machines.outcomes", mode=mode) == Cause.UNKNOWN_TYPE
+    assert cause(signed(), topic="machines.outcomes", mode=mode) == Cause.UNKNOWN_TYPE, "nor does a signature help there"
 
 
 def test_an_event_that_cannot_be_signed_is_refused_when_signed() -> None:

@@ -17,7 +17,7 @@ from contracts.proposal import Proposal
 from udfs.agents.definition import FEATURE, AnyAgent, LlmAgent, ModelAgent, RuleAgent, Suggestion, fill
 from udfs.agents.onnx_model import LoadedModel
 from udfs.policy.cel import Condition
-from udfs.serde import write_event
+from udfs.serde import refuse_large, write_event
 
 STAGE = "propose"
 # As contracts/data.py `Identifier`; and what lies in between can be written, whatever is added to it.
@@ -75,6 +75,7 @@ class Agents:
         """The situation in a record. Raises BadInput with a dead-letter cause."""
         if not value:
             raise BadInput(Cause.EMPTY, "expected a situation, came an empty record")
+        refuse_large(value)
         try:
             event = orjson.loads(value)
             model = self._contract.situations.get(event["type"])
@@ -121,7 +122,7 @@ class Agents:
         """Key and value of each proposal, in the order of agents.yaml. Same input, same bytes.
 
         An agent whose condition cannot be evaluated, or whose model is missing or answers nonsense,
-        proposes nothing: no proposal, no action.
+        proposes nothing: no proposal, no action. Raises BadInput for one that is too large.
         """
         for prepared in self._by_situation[situation.type]:
             if (answer := _answer(prepared, situation, models)) is not None:
@@ -140,7 +141,10 @@ class Agents:
     def fall_back(
         self, situation: Situation, name: str, *, instead_of: str, why: str
     ) -> tuple[str, bytes] | None:
-        """What the fallback `name` proposes in another agent's place; None: it has nothing to say, or is no more."""
+        """What the fallback `name` proposes in another agent's place; None: it has nothing to say, or is no more.
+
+        Raises BadInput for one that is too large.
+        """
         prepared = self._fallbacks.get(name)
         answer = None if prepared is None else _answer(prepared, situation, {})
         if answer is None:
@@ -223,7 +227,8 @@ def write_proposal(
 ) -> tuple[str, bytes]:  # fmt: skip
     """Key and value of a proposal about a situation. `told`: what only some proposals tell, by field.
 
-    Its id is derived from situation, stage and agent: an agent speaks once about a situation.
+    Its id is derived from situation, stage and agent: an agent speaks once about a situation. Raises BadInput for one
+    that `govern` would not take: a situation may be larger when its features are written again.
     """
     data: dict[str, object] = {
         "event_time": situation.event_time,
@@ -256,4 +261,5 @@ def write_proposal(
         traceparent=situation.traceparent,
         expiry=expiry,
     )
+    refuse_large(event)
     return situation.subject, event

@@ -23,6 +23,7 @@ from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
 from udfs.serde import dead_letter, internal
 from udfs.state import MODELS, PROPOSE_WAITING
+from udfs.waiting import StartPhase
 
 WAIT_MS = 20
 # Topic, key and value of what is written. One stream for all: in thread mode PyFlink 2.2.1 cannot give
@@ -38,10 +39,10 @@ class Propose(KeyedBroadcastProcessFunction):
     """Situations (key, value, topic, partition, offset) with model events as broadcast state.
 
     State per key: the situations that wait until the models known at start (`models_until`, the end
-    offset of the models topic when the job was submitted) are loaded; empty from then on. Restart:
-    models and waiting situations come back from the checkpoint; repeated situations give proposals
-    with the same ids. A model that does not match its digest or does not load goes to dead letters
-    and the one before stays.
+    offset of the models topic when the job was submitted) are loaded; empty from then on. A key's next
+    situation comes after those that wait. Restart: models and waiting situations come back from the
+    checkpoint; repeated situations give proposals with the same ids. A model that does not match its
+    digest or does not load goes to dead letters and the one before stays.
     """
 
     def __init__(self, domain: str, agents_file: str, models_until: int) -> None:
@@ -57,6 +58,7 @@ class Propose(KeyedBroadcastProcessFunction):
         self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._loaded: dict[str, LoadedModel] | None = None
         self._is_ready = self._models_until == 0
+        self._start = StartPhase(WAIT_MS)
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._models_ready(ctx):
@@ -64,6 +66,8 @@ class Propose(KeyedBroadcastProcessFunction):
             timers = ctx.timer_service()
             timers.register_processing_time_timer(timers.current_processing_time() + WAIT_MS)
             return
+        if not self._start.is_over and self._start.may_wait(bytes(value[0] or b""), ctx.timer_service()):
+            yield from self._drain(ctx)
         yield from self._propose(value, ctx)
 
     def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Any]:
@@ -71,6 +75,11 @@ class Propose(KeyedBroadcastProcessFunction):
             timers = ctx.timer_service()
             timers.register_processing_time_timer(timers.current_processing_time() + WAIT_MS)
             return
+        self._start.fired(timestamp)
+        yield from self._drain(ctx)
+
+    def _drain(self, ctx: Any) -> Iterator[Any]:
+        """Everything of the key that waited."""
         waiting = list(self._waiting.get())
         self._waiting.clear()
         for value in waiting:

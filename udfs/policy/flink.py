@@ -17,12 +17,13 @@ from pyflink.datastream.state import (
 )
 
 from contracts.approval import Override
+from contracts.dead_letter import Cause
 from contracts.decision import Grant
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, format_time_ms
 from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, Claim, Settlement
-from contracts.topics import topic
+from contracts.topics import MAX_RECORD_BYTES, topic
 from udfs.policy.govern import Governor, NeedsGrant, override_id
 from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
@@ -32,6 +33,7 @@ from udfs.policy.subject import SubjectState
 from udfs.policy.writing import STAGE, Decided, Place
 from udfs.serde import dead_letter, internal
 from udfs.state import GOVERN_WAITING
+from udfs.waiting import StartPhase
 from udfs.wide_limits.core import as_grant
 from udfs.wide_limits.flink import WideCounter, limits_row, read_limits_event
 
@@ -53,6 +55,8 @@ _READ_UP_TO = "read_up_to"
 _ASK_AGAIN_MS = 30_000
 # Stands in a record's place when a window or a deadline has passed.
 _CLOCK = "clock"
+# What of a decision or command fits MAX_RECORD_BYTES: beside it lie a key of 256 characters and what Kafka adds.
+_MAX_WRITTEN_BYTES = MAX_RECORD_BYTES - 4096
 # Subjects whose state is kept at hand in Python, some hundred bytes each.
 _KNOWN_SUBJECTS = 20_000
 
@@ -68,7 +72,8 @@ class Govern(KeyedBroadcastProcessFunction):
     A processing-time timer stands at each deadline of people.
     Restart: all of it comes back from the checkpoint; what earlier stages repeat is dropped by id.
     A policy event that is malformed goes to dead letters and the policies before it stay in force. So does a record over
-    which the core fails as nobody foresaw (`internal`): nothing is decided, nothing commanded, its id is not remembered.
+    which the core fails as nobody foresaw (`internal`), or whose decision Kafka would not take (`too_large`): nothing is
+    decided, nothing commanded, its id is not remembered.
     """
 
     def __init__(self, domain: str, max_hops: int, remember_s: int, policies_until: int) -> None:
@@ -96,16 +101,14 @@ class Govern(KeyedBroadcastProcessFunction):
         self._policies: PolicySet | None = None
         self._policies_offset = -1
         self._is_ready = self._policies_until == 0
-        self._queued: set[bytes] = set()  # keys with records from before the policies were known
+        self._start = StartPhase(WAIT_MS)
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._policies_ready(ctx):
             self._waiting.add(GOVERN_WAITING.pack(value))
-            self._queued.add(bytes(value[0] or b""))
             self._wake_later(ctx)
             return
-        if self._queued and (key := bytes(value[0] or b"")) in self._queued:  # its timer has not come yet
-            self._queued.discard(key)
+        if not self._start.is_over and self._start.may_wait(bytes(value[0] or b""), ctx.timer_service()):
             yield from self._drain(ctx)
         yield from self._govern(value, ctx)
 
@@ -113,7 +116,7 @@ class Govern(KeyedBroadcastProcessFunction):
         if not self._policies_ready(ctx):
             self._wake_later(ctx)
             return
-        self._queued.discard(_subject_of(ctx).encode())
+        self._start.fired(timestamp)
         yield from self._ask_again(timestamp, ctx)
         yield from self._drain(ctx)
         yield from self._pass_deadlines(timestamp, ctx)
@@ -199,6 +202,7 @@ class Govern(KeyedBroadcastProcessFunction):
         except NeedsGrant as needed:
             yield self._ask(subject, record, needed.claim, wall_ms, ctx)
             return
+        self._refuse_large(subject, done)
         for claim_id, grant in state.grants.items():
             if grant["is_granted"] and claim_id not in used:  # policies changed meanwhile
                 yield self._settlement(claim_id, "unused", state.clock_ms, None)
@@ -222,6 +226,18 @@ class Govern(KeyedBroadcastProcessFunction):
         except Exception as error:
             self._known.pop(subject, None)  # changed on the way
             raise internal(error) from None
+
+    def _refuse_large(self, subject: str, done: list[Decided]) -> None:
+        """Raises BadInput when something of it would make the sink fail, and the job for ever; the stored state counts.
+
+        Of a record that was read only policies make so much, by what they add or have told twice (`not_by`), and actions
+        whose contract bounds no text.
+        """
+        for each in done:
+            if (largest := max(len(each.decision), len(each.command or b""))) > _MAX_WRITTEN_BYTES:
+                self._known.pop(subject, None)
+                told = f"expected a decision of at most {_MAX_WRITTEN_BYTES} bytes, came one of {largest}"
+                raise BadInput(Cause.TOO_LARGE, told)
 
     def _ask(self, subject: str, record: Any, claim: Claim, wall_ms: int, ctx: Any) -> Row:
         """Claim, and let the subject wait: this record first, then all that comes for it."""
@@ -282,6 +298,8 @@ class Govern(KeyedBroadcastProcessFunction):
             yield Row("decisions", subject, decided.decision.decode())
             if decided.command is not None:
                 yield Row("commands", subject, decided.command.decode())
+            if decided.settlement is not None:
+                yield self._settled(decided.settlement)
 
     def _settle(self, reported: Reported, offset: int) -> Iterator[Row]:
         state = self._state_of(reported.subject)
@@ -294,10 +312,12 @@ class Govern(KeyedBroadcastProcessFunction):
     def _settlement(
         self, claim_id: str, what: Literal["succeeded", "failed", "unused"], at_ms: int, cost: float | None
     ) -> Row:
-        data = Settlement(claim_id=claim_id, what=what, at=format_time_ms(at_ms), cost=cost)
+        return self._settled(Settlement(claim_id=claim_id, what=what, at=format_time_ms(at_ms), cost=cost))
+
+    def _settled(self, data: Settlement) -> Row:
         return limits_row(
             self._domain, LIMITS_KEY, Settlement, data.model_dump(mode="json"),
-            event_id=derive_id(claim_id, STAGE, what), cause_id=claim_id, at=data.at,
+            event_id=derive_id(data.claim_id, STAGE, data.what), cause_id=data.claim_id, at=data.at,
         )  # fmt: skip
 
     def _policies_now(self, ctx: Any) -> PolicySet:

@@ -31,7 +31,8 @@ In this order; each step may end it, each end has a reason code (contracts/decis
        the same over all subjects, and
        an agent's action kept failing    -> deny   circuit_open, by a grant (udfs/wide_limits)
     7. proposals that conflict within
-       a window: all but the best        -> deny   lost_arbitration
+       a window: all but the best of
+       those not denied                  -> deny   lost_arbitration
     8. people, asked by every hold:
        as many as may wait already       -> deny   hold_limit
        one refuses                       -> deny   refused_by_person
@@ -42,21 +43,23 @@ In this order; each step may end it, each end has a reason code (contracts/decis
     9. allow                             -> one command
                                             allowed_by_policy
 
-A person who commands directly (override) passes steps 2 and 5 for forbids only:
+A person who commands directly (override) passes steps 2 and 5 for forbids only; what they command is
+in flight, cools down and is counted as what others do:
                                          -> deny   override_not_permitted, paused,
                                                    forbidden_by_policy, policy_error
                                          -> allow  override
 
-`now` is event time: the subject's highest accepted event time, this proposal's included; people have wall time, which comes in with what is read (`Place`). Nothing here
-reads a clock or makes a random number, so a log of proposals, outcomes, answers, policies and
-switches gives the same decisions again (ops/replay.py).
+`now` is event time: the subject's highest accepted event time, this proposal's included; people have
+wall time, which comes in with what is read (`Place`) and moves no subject's clock. Nothing here reads a
+clock or makes a random number, so a log of proposals, outcomes, answers, policies and switches gives the
+same decisions again (ops/replay.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic import ValidationError
@@ -66,7 +69,7 @@ from contracts.data import Scalar
 from contracts.decision import Grant, Reason, Verdict
 from contracts.domain import DomainContract, columns
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms
-from contracts.limit_claim import Claim, ClaimedLimit
+from contracts.limit_claim import Claim, ClaimedLimit, Settlement
 from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
 from udfs.policy.approval import EDITORS, Hold, Requirement
@@ -154,7 +157,7 @@ class Governor:
         *, decision_id: str, cause_id: str, proposed_at: tuple[int, int], instead_of: str | None = None,
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
-        command_id = None
+        command_id, settlement = None, None
         if ruling.verdict == "hold" and (unknown := self._unknown(proposal, ruling)):
             told = f"nobody can tell who may not approve it: it does not tell {', '.join(unknown)} (not_by); {ruling.told}"
             ruling = ruling._replace(verdict="deny", reason=Reason.POLICY_ERROR, told=told)
@@ -173,7 +176,7 @@ class Governor:
             elif command_id is not None:
                 state.claim(command_id, claim.claim_id)
         if ruling.verdict == "allow":
-            self._remember(state, proposal, policies, ruling, command_id)
+            settlement = self._remember(state, proposal, policies, ruling, command_id)
         elif ruling.verdict == "hold":
             hold = self._hold(proposal, ruling, decision_id, place, proposed_at, instead_of)
             state.holds[decision_id] = hold
@@ -183,10 +186,9 @@ class Governor:
             policy_set_digest=policies.digest, place=place, proposed_at=proposed_at,
         )  # fmt: skip
         if command_id is None:
-            return Decided(decision)
-        return Decided(
-            decision, self._write.command(proposal, ruling, decision_id=decision_id, command_id=command_id)
-        )
+            return Decided(decision, verdict=ruling.verdict)
+        command = self._write.command(proposal, ruling, decision_id=decision_id, command_id=command_id)
+        return Decided(decision, command, ruling.verdict, settlement)
 
     def _unknown(self, proposal: Incoming, ruling: Ruling) -> list[str]:
         """What `not_by` names and the proposal does not tell. (Null is told: it is nobody.)"""
@@ -257,7 +259,7 @@ class Governor:
         self, state: SubjectState, event_ms: int, policies: PolicySet, place: Place
     ) -> list[Decided]:
         """The subject's clock goes on to `event_ms`, if that is later; contests it ends are decided."""
-        state.clock_ms = max(state.clock_ms, event_ms)
+        state.go_on_to(event_ms)
         due = [contest for contest in state.contests if contest.closes_ms <= state.clock_ms]
         return self._close(state, due, policies, replace(place, trigger="event_time")) if due else []
 
@@ -270,7 +272,10 @@ class Governor:
     def _close(
         self, state: SubjectState, due: list[Contest], policies: PolicySet, place: Place
     ) -> list[Decided]:
-        """Every member of the contests is decided: steps 2 to 6 again; losers name who won."""
+        """Every member of the contests is decided, the best first: steps 2 to 6 again; losers name who won.
+
+        Who is denied after all (by a grant, or because too much waits for people) has not won.
+        """
         state.contests = [contest for contest in state.contests if contest not in due]
         done = []
         for contest in due:
@@ -292,9 +297,10 @@ class Governor:
                 if ruling.verdict != "deny" and won is not None:
                     told = f"{won.data.agent}'s {won.data.action} conflicts with it and came before it"
                     ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told, lost_to=won.id)
-                elif ruling.verdict != "deny":
+                decided = self._first(state, proposal, policies, place, ruling, (partition, offset))
+                if decided.verdict != "deny":
                     winners.append((proposal, member))
-                done.append(self._first(state, proposal, policies, place, ruling, (partition, offset)))
+                done.append(decided)
         return done
 
     # ------------------------------------------------------------------------------ step 8: people
@@ -413,9 +419,11 @@ class Governor:
     def _override(
         self, state: SubjectState, word: Word, override: Override, policies: PolicySet, place: Place
     ) -> Decided:
-        """A person's own command: obeys pauses and forbids unless the glass is broken; counted by limits."""
+        """A person's own command: obeys pauses and forbids unless the glass is broken; counted by limits.
+
+        Where the subject has no clock yet, the event bears the time of signing, which nobody checked: it moves no clock.
+        """
         event_ms = state.clock_ms or parse_time_ms(override.signed_at)
-        state.clock_ms = event_ms
         proposal = Incoming(
             id=override_id(word), subject=word.subject, event_ms=event_ms, features_ms=event_ms,
             expiry_ms=None, correlation_id=word.correlation_id, hops=0, traceparent=None,
@@ -428,7 +436,10 @@ class Governor:
         )  # fmt: skip
         counters = self._counters(state, proposal, override.action)
         variables = self._variables(proposal, override.action, override.parameters, 0.0, counters)
-        judgement = self._scope(state, proposal, policies, override.action).judge(variables)
+        scope = self._scope(state, proposal, policies, override.action)
+        judgement = replace(
+            scope.judge(variables), outcome_within_s=scope.outcome_within_s, cooldown_s=scope.cooldown_s
+        )
         against = [f"{pid}@{version}" for pid, version, verdict in judgement.matched if verdict == "deny"]
         against += [f"{error.policy_id}@{error.version} (error)" for error in judgement.errors]
         if is_paused := policies.is_paused(PERSON, override.action, word.subject):
@@ -562,7 +573,7 @@ class Governor:
     def _scope(self, state: SubjectState, proposal: Incoming, policies: PolicySet, action: str) -> Scope:
         return policies.scope(
             agent=proposal.data.agent, action=action, situation=proposal.data.situation_type,
-            subject=proposal.subject, event_ms=state.clock_ms,
+            subject=proposal.subject, event_ms=state.clock_ms or proposal.event_ms,
         )  # fmt: skip
 
     @staticmethod
@@ -648,11 +659,11 @@ class Governor:
         policies: PolicySet,
         ruling: Ruling,
         command_id: str | None,
-    ) -> None:
-        """What was allowed, for later limits and the loop guard."""
+    ) -> Settlement | None:
+        """What was allowed, for later limits and the loop guard; what its outcome settles, if that came before."""
         judgement, action = ruling.judgement, ruling.action
         assert judgement is not None  # policies were asked
-        age_s = (state.clock_ms - proposal.features_ms) / 1000
+        age_s = ((state.clock_ms or proposal.event_ms) - proposal.features_ms) / 1000
         detail: tuple[object, ...] = ()
         if policies.counts_in_detail:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
@@ -661,7 +672,7 @@ class Governor:
         keep_ms = max(DAY_MS, policies.looks_back_ms)
         state.remember(action, keep_ms, detail)
         if command_id is None:
-            return
+            return None
         done = deed(self._contract.actions[action], ruling.parameters)
         if judgement.outcome_within_s:
             lapses_ms = state.clock_ms + judgement.outcome_within_s * 1000
@@ -669,6 +680,13 @@ class Governor:
         state.chains.append([state.clock_ms, proposal.correlation_id, proposal.data.agent, done, proposal.hops])
         since = state.clock_ms - keep_ms
         state.chains = [chain for chain in state.chains if chain[0] > since][-MAX_CHAINS:]
+        if (early := state.early.pop(command_id, None)) is None:
+            return None
+        has_failed, event_ms, cost = early
+        if (claim_id := state.settle(command_id, has_failed, event_ms, cost)) is None:
+            return None
+        what: Literal["failed", "succeeded"] = "failed" if has_failed else "succeeded"
+        return Settlement(claim_id=claim_id, what=what, at=format_time_ms(event_ms), cost=cost)
 
     def recorded_variables(self, proposal: Incoming, decision: Mapping[str, Any]) -> dict[str, object]:
         """What the policies saw when a recorded decision was made about its proposal."""

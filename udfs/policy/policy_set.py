@@ -116,11 +116,17 @@ class Scope:
     """The policies that speak about one action of one agent on one situation, for some subjects.
 
     `candidate` are the same with shadow and canary policies as if they were active; None where there
-    are none.
+    are none. `outcome_within_s`, `cooldown_s`: the longest of any policy in force about the action, whoever
+    proposes it and on what: so long a person's own command is waited for (0: not at all).
     """
 
-    def __init__(self, entries: tuple[_Entry, ...], candidate: Scope | None = None) -> None:
+    def __init__(
+        self, entries: tuple[_Entry, ...], candidate: Scope | None = None, *, outcome_within_s: int = 0,
+        cooldown_s: int = 0,
+    ) -> None:  # fmt: skip
         self.candidate = candidate
+        self.outcome_within_s = outcome_within_s
+        self.cooldown_s = cooldown_s
         self._entries = entries
         # A judgement follows from which policies matched: found once for each combination.
         self._judgements: dict[tuple[bool, ...], Judgement] = {}
@@ -444,7 +450,15 @@ class PolicySet:
                 )
 
             differs = covering(candidate) != covering(real)
-            scope = Scope(covering(real), Scope(covering(candidate)) if differs else None)
+            of_action = [
+                entry.policy for entry in real.values()
+                if not entry.policy.scope.actions or action in entry.policy.scope.actions
+            ]  # fmt: skip
+            scope = Scope(
+                covering(real), Scope(covering(candidate)) if differs else None,
+                outcome_within_s=max((p.outcome_within_s or 0 for p in of_action), default=0),
+                cooldown_s=max((p.cooldown_s or 0 for p in of_action), default=0),
+            )  # fmt: skip
             if len(self._scopes) >= _MAX_SCOPES:
                 self._scopes.clear()
             self._scopes[key] = scope

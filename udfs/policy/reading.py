@@ -19,7 +19,9 @@ from contracts.envelope import MAX_HOPS, parse_time_ms
 from contracts.errors import BadInput
 from contracts.outcome import Outcome
 from contracts.proposal import Proposal
+from contracts.topics import MAX_FACT_BYTES
 from udfs.policy.signing import is_signed, to_sign
+from udfs.serde import refuse_large
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Word:
 
 
 # As contracts/data.py `Identifier`: everything written about a subject carries it.
-_SUBJECT = re.compile(r"[^\x00-\x1f\x7f]{1,256}\Z")
+_IDENTIFIER = re.compile(r"[^\x00-\x1f\x7f]{1,256}\Z")
 # What can be written as a time again: RFC 3339 and leap seconds reach a little further.
 _FIRST_MS = parse_time_ms("0001-01-02T00:00:00Z")
 _LAST_MS = parse_time_ms("9999-12-30T00:00:00Z")
@@ -82,7 +84,7 @@ class Reader:
     """Reads the records of one domain. What it lets pass is safe to decide about.
 
     Only actions, situations and parameters of the contract pass: whatever an agent or a person says,
-    they cannot name anything else.
+    they cannot name anything else. Nothing over MAX_FACT_BYTES passes, nor a proposal that is more when it is written again.
     """
 
     def __init__(self, contract: DomainContract) -> None:
@@ -93,7 +95,10 @@ class Reader:
         if not value:
             raise BadInput(Cause.EMPTY, "expected a proposal, came an empty record")
         try:
+            refuse_large(value)
             event = orjson.loads(value)
+            if len(value) > MAX_FACT_BYTES // 4:  # a number like 1e15 takes up to four times as much when it is written again
+                refuse_large(orjson.dumps(event))
             if event["type"] != Proposal.event_type:
                 raise BadInput(
                     Cause.UNKNOWN_TYPE, f"expected {Proposal.event_type!r}, came {event['type']!r}"
@@ -108,12 +113,12 @@ class Reader:
                 raise ValueError(f"hops must be an integer of 0..{MAX_HOPS}")
             _check_key(key, subject)
             return Incoming(
-                id=str(event["id"]),
+                id=_identifier(event["id"]),
                 subject=subject,
                 event_ms=_time_ms(data.event_time),
                 features_ms=_time_ms(data.features_at),
                 expiry_ms=None if expiry is None else _time_ms(expiry),
-                correlation_id=str(event.get("correlationid") or event["id"]),
+                correlation_id=_identifier(event.get("correlationid") or event["id"]),
                 hops=hops,
                 traceparent=event.get("traceparent"),
                 data=data,
@@ -125,6 +130,7 @@ class Reader:
     def outcome(self, key: bytes | None, value: bytes | None) -> Reported | None:
         """The outcome in a record; None for what is none (`context` keeps those as dead letters)."""
         try:
+            refuse_large(value or b"")
             event = orjson.loads(value or b"")
             if event["type"] != Outcome.event_type or key != event["subject"].encode():
                 return None
@@ -142,6 +148,7 @@ class Reader:
     def situation(self, key: bytes | None, value: bytes | None) -> dict[str, Any] | None:
         """The features of a situation about the subject that is the key; None for what is none."""
         try:
+            refuse_large(value or b"")
             event = orjson.loads(value or b"")
             kind = self._contract.situations.get(event["type"])
             if kind is None or key != event["subject"].encode():
@@ -156,6 +163,7 @@ class Reader:
         if not value:
             raise BadInput(Cause.EMPTY, "expected an answer or an override, came an empty record")
         try:
+            refuse_large(value)
             event = orjson.loads(value)
             kind, subject = event["type"], event["subject"]
             if kind not in _SIGNED:
@@ -177,14 +185,15 @@ class Reader:
                     Cause.SIGNATURE_INVALID,
                     f"the signature is not that of {data.person!r} over this {kind} about {subject!r}",
                 )
+            causation_id = event.get("causationid")
             return Word(
-                id=str(event["id"]),
+                id=_identifier(event["id"]),
                 subject=subject,
                 person=person,
                 data=data,
                 signed_sha256=hashlib.sha256(message).hexdigest(),
-                correlation_id=str(event.get("correlationid") or event["id"]),
-                causation_id=event.get("causationid"),
+                correlation_id=_identifier(event.get("correlationid") or event["id"]),
+                causation_id=None if causation_id is None else _identifier(causation_id),
             )
         except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise _bad(error, "an answer or an override") from None
@@ -199,8 +208,15 @@ class Reader:
 def _check_key(key: bytes | None, subject: str) -> None:
     if key is None or key != subject.encode():
         raise BadInput(Cause.KEY_MISMATCH, f"expected the key to be the subject {subject!r}")
-    if not _SUBJECT.match(subject):
-        raise ValueError("subject must be a text of 1..256 characters without control characters")
+    _identifier(subject)
+
+
+def _identifier(value: object) -> str:
+    """An id as a text: it stands several times in what is written about it."""
+    text = str(value)
+    if not _IDENTIFIER.match(text):
+        raise ValueError(f"ids and subject must be texts of 1..256 characters without control characters, came {text[:64]!r}")
+    return text
 
 
 def _time_ms(text: str) -> int:

@@ -17,6 +17,8 @@ from udfs.state import SUBJECT
 MAX_CLOSED = 32
 # Commands per subject whose outcomes settle claims on wider limits.
 MAX_CLAIMS = 256
+# Outcomes per subject kept until their commands are known.
+MAX_EARLY = 8
 # One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
 Allowed = int | list[Any]
 
@@ -43,6 +45,8 @@ class SubjectState:
     contests: proposals that wait for others that conflict.
     versions: variable -> the highest value seen, of those policies tell the subject's version by.
     has_older_ids, turns_of_untimed: where ids of proposals seen may lie (udfs/policy/seen.py).
+    early: command id -> [has it failed, its event time, its cost], the last outcomes whose command is not known: after a
+        crash an outcome may be read before its proposal is decided again.
     """
 
     clock_ms: int = 0
@@ -64,13 +68,15 @@ class SubjectState:
     versions: dict[str, float] = field(default_factory=dict)
     has_older_ids: bool = False
     turns_of_untimed: int = 0
+    early: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return SUBJECT.dump(
             [self.clock_ms, self.allowed, self.in_flight, self.cooling_ms, self.chains,
              self.decisions, self.head, self.outcomes_offset, self.holds, self.closed,
              self.claims, self.waits_for, self.waits_since_ms, self.asked_ms,
-             self.grants, self.contests, self.versions, self.has_older_ids, self.turns_of_untimed]
+             self.grants, self.contests, self.versions, self.has_older_ids, self.turns_of_untimed,
+             self.early]
         )  # fmt: skip
 
     @classmethod
@@ -81,6 +87,22 @@ class SubjectState:
         state.holds = {name: Hold.from_dict(raw) for name, raw in state.holds.items()}  # type: ignore[arg-type]
         state.contests = [Contest(**raw) for raw in state.contests]  # type: ignore[arg-type]
         return state
+
+    def go_on_to(self, event_ms: int) -> None:
+        """The clock goes on, if that is later. What people commanded before there was one counts from its beginning."""
+        if event_ms <= self.clock_ms:
+            return
+        if not self.clock_ms:
+            self.allowed = {
+                action: [event_ms if isinstance(entry, int) else [event_ms, *entry[1:]] for entry in allowed]
+                for action, allowed in self.allowed.items()
+            }
+            for flight in self.in_flight.values():
+                flight[1] += event_ms
+            for chain in self.chains:
+                chain[0] = event_ms
+            self.cooling_ms = {done: until + event_ms for done, until in self.cooling_ms.items()}
+        self.clock_ms = event_ms
 
     def claim(self, command_id: str, claim_id: str) -> None:
         """The command's outcome will settle this claim; the oldest are forgotten."""
@@ -147,24 +169,37 @@ class SubjectState:
         return list(self.in_flight.values())
 
     def report(self, reported: Reported, offset: int) -> str | None:
-        """Take an outcome in: its command is no longer in flight; a failure starts the cool-down.
+        """Take an outcome in; gives the claim that it settles, if one.
 
-        A cost takes the place of what budgets had reserved. An outcome whose command is not known
-        (lapsed, or a repeat) changes nothing. Gives the claim that this outcome settles, if one.
+        One whose command is not known (lapsed, a repeat, or not decided yet) is kept for a while.
         """
         self.outcomes_offset = offset
-        claim_id = self.claims.pop(reported.command_id, None)
-        flight = self.in_flight.pop(reported.command_id, None)
-        if flight is not None and reported.has_failed and flight[2]:
-            until, done = reported.event_ms + flight[2], deed_of(flight)
+        command_id = reported.command_id
+        if command_id not in self.in_flight and command_id not in self.claims:
+            self.early[command_id] = [reported.has_failed, reported.event_ms, reported.cost]
+            while len(self.early) > MAX_EARLY:
+                del self.early[next(iter(self.early))]
+        return self.settle(command_id, reported.has_failed, reported.event_ms, reported.cost)
+
+    def settle(self, command_id: str, has_failed: bool, event_ms: int, cost: float | None) -> str | None:
+        """What an outcome changes: its command is no longer in flight; a failure starts the cool-down.
+
+        A cost takes the place of what budgets had reserved. A time after the command's lapse is not believed: whatever
+        actuators say, nothing cools down for years. Gives the claim that is settled, if one.
+        """
+        claim_id = self.claims.pop(command_id, None)
+        flight = self.in_flight.pop(command_id, None)
+        if flight is not None and has_failed and flight[2]:
+            failed_ms = event_ms if event_ms <= flight[1] else self.clock_ms
+            until, done = failed_ms + flight[2], deed_of(flight)
             self.cooling_ms = {name: at for name, at in self.cooling_ms.items() if at > self.clock_ms}
             self.cooling_ms[done] = max(self.cooling_ms.get(done, 0), until)
-        if reported.cost is None:
+        if cost is None:
             return claim_id
         for allowed in self.allowed.values():
             for entry in allowed:
-                if isinstance(entry, list) and entry[3] == reported.command_id:
-                    entry[4] = reported.cost
+                if isinstance(entry, list) and entry[3] == command_id:
+                    entry[4] = cost
         return claim_id
 
 

@@ -12,6 +12,7 @@ from contracts.command import Command
 from contracts.data import Scalar
 from contracts.decision import Decision, Grant, Noted, Reason, Trigger, Verdict
 from contracts.envelope import format_time_ms, schema_urn
+from contracts.limit_claim import Settlement
 from contracts.proposal import Proposal
 from udfs.policy.policy_set import Judgement
 from udfs.policy.reading import Incoming
@@ -39,10 +40,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Decided:
-    """One entry of the subject's chain (a decision or a note), and the command it allows."""
+    """One entry of the subject's chain (a decision or a note), and the command it allows.
+
+    `verdict`: a decision's. `settlement`: of its claim, when the command's outcome had come before it.
+    """
 
     decision: bytes
     command: bytes | None = None
+    verdict: Verdict | None = None
+    settlement: Settlement | None = None
 
 
 class Ruling(NamedTuple):
@@ -121,7 +127,7 @@ class Writer:
             traceparent=proposal.traceparent,
             data={
                 "event_time": data.event_time,
-                "decided_at_event_time": format_time_ms(state.clock_ms),
+                "decided_at_event_time": format_time_ms(state.clock_ms or proposal.event_ms),
                 "verdict": ruling.verdict,
                 "reason": ruling.reason.value,
                 "explanation": ruling.told[:2000],

@@ -25,7 +25,7 @@ from contracts.errors import BadInput, ReplyRefused
 from contracts.exchange import Concluded
 from contracts.model import ModelAlias
 from contracts.prompt import Prompt
-from contracts.topics import topic
+from contracts.topics import DAY_MS, topic
 from udfs.agents.core import Agents, Situation
 from udfs.agents.definition import LlmAgent, load_agents
 from udfs.agents.flink import read_alias
@@ -54,7 +54,9 @@ DONE_STATE = MapStateDescriptor("done", Types.STRING(), Types.LONG())
 WAITING_STATE = ListStateDescriptor("waiting", Types.PICKLED_BYTE_ARRAY())
 _READ_UP_TO = "\x00offset/"
 # Ids of what was concluded are remembered this long (wall time): a situation that `context` repeats is not asked again.
-DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(Time.days(7)).build())
+# It repeats what came of facts that are still there, and Kafka keeps the first ones of a segment up to a week longer.
+REMEMBERED_MS = topic("facts").retention_ms + 8 * DAY_MS
+DONE_STATE.enable_time_to_live(StateTtlConfig.new_builder(Time.milliseconds(REMEMBERED_MS)).build())
 
 
 class Route(FlatMapFunction):
@@ -358,9 +360,14 @@ class Reason(KeyedBroadcastProcessFunction):
                 written = proposal_of(self._contract, asked, situation, concluded, last.exchange, call.expiry_ms)
             except ReplyRefused as error:  # recorded under another version of the agent
                 yield self._letter_of_reply(last, f"{error.code}: {error}")
+            except BadInput as refused:
+                yield self._letter_of(refused, call.record)
         elif concluded.how == "fell_back":
             told = concluded.explanation or concluded.why
-            written = self._agents.fall_back(situation, concluded.by, instead_of=agent, why=told)
+            try:
+                written = self._agents.fall_back(situation, concluded.by, instead_of=agent, why=told)
+            except BadInput as refused:
+                yield self._letter_of(refused, call.record)
         if written is not None:
             yield Row("proposals", written[0], written[1].decode())
 

@@ -251,7 +251,9 @@ class WideLimits:
 
     def _feed(self, entry: Entry, settlement: Settlement, done: Outcome) -> None:
         breaker = self.breakers[entry.circuit]
-        at_ms = max(self.clock_ms, parse_time_ms(settlement.at))
+        said_ms = parse_time_ms(settlement.at)
+        # A time after the command's lapse is not believed: one wild outcome must not stop an action for years.
+        at_ms = max(self.clock_ms, said_ms) if said_ms <= entry.lapses_ms else self.clock_ms
         terms = Circuit.model_validate(breaker.terms)
         if entry.is_probe and breaker.probe == entry.claim_id and breaker.state == "half_open":
             breaker.probe = ""
