@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 
 from contracts.errors import FlyballError, JobFailed, SetupFailed, StateRefused
 from jobs.settings import ROOT
-from ops.flink_jobs import SETTLED, checkpoint_id
+from ops.checkpoints import checkpoint_id
+from ops.flink_jobs import SETTLED
 
 
 def rest_url() -> str:

@@ -22,6 +22,7 @@ from contracts.domain import load_domain
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import ROOT, Settings, load_settings
 from ops import access, code_versions, flink_jobs, instance, kafka, people, producers, shipped, trace
+from ops.checkpoints import latest_checkpoints
 from ops.code_versions import Code
 from ops.emit import close_windows
 from ops.home import Home
@@ -86,7 +87,7 @@ def bring_up(
             else:
                 _make_secrets(home, domain, home.is_secure, console)
         instance.take_secrets(home)
-        resume = None if is_fresh else flink_jobs.latest_checkpoints(home, domain)
+        resume = None if is_fresh else latest_checkpoints(home, domain)
         try:
             _start_parts(home, domain, content, resume, console, seed, options)
         except BaseException:

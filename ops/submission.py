@@ -23,17 +23,10 @@ import httpx
 from contracts.errors import JobFailed
 from jobs.settings import LATEST
 from ops import cluster, code_versions
+from ops.checkpoints import checkpoints_folder, forget_others, latest_checkpoints, plans_folder
 from ops.class_data import ClassData
 from ops.code_versions import Code
-from ops.flink_jobs import (
-    checkpoints_folder,
-    forget_others,
-    jobs_of,
-    last_cause,
-    latest_checkpoints,
-    plans_folder,
-    rest_port,
-)
+from ops.flink_jobs import jobs_of, last_cause, rest_port
 from ops.home import CHECKOUT, Home
 from ops.setup import java_home
 from ops.submit import PLANNED

@@ -17,6 +17,7 @@ from rich.console import Console
 from contracts.errors import JobFailed, SetupFailed
 from jobs.settings import load_settings
 from ops import cluster, code_versions, flink_jobs, instance
+from ops.checkpoints import checkpoints_folder, forget_others, latest_checkpoints, leave_behind, plans_folder
 from ops.code_versions import Code
 from ops.flink_jobs import SETTLED, JobState
 from ops.home import CHECKOUT, Home
@@ -118,10 +119,10 @@ class _Before:
 
         Raises JobFailed when its state is gone and it must not begin anew.
         """
-        found = flink_jobs.latest_checkpoints(self.home, self.domain).get(self.job, "")
+        found = latest_checkpoints(self.home, self.domain).get(self.job, "")
         had_state = self.running is not None and (self.running.checkpoints_completed or self.running.restarts)
         if had_state and not found and self.job not in MAY_BEGIN_ANEW:
-            folder = flink_jobs.checkpoints_folder(self.home, self.domain, self.job)
+            folder = checkpoints_folder(self.home, self.domain, self.job)
             raise JobFailed(f"{self.domain}.{self.job} had state; expected its newest checkpoint in {folder}, found none")
         return found
 
@@ -150,7 +151,7 @@ def _change_over(
     try:
         with _timed(done, "starting", console, f"starting {new.name}{' from it' if done.savepoint and not is_anew else ''}"):
             if is_anew:
-                flink_jobs.leave_behind(home, domain, job)
+                leave_behind(home, domain, job)
             client.go({job: done.savepoint} if done.savepoint and not is_anew else {}).wait()
             works_at = _wait_up(home, domain, job, within_s)
         done.outcome = "upgraded"
@@ -165,7 +166,7 @@ def _change_over(
     done.seconds["stopped"] = works_at - stopped_at
     if is_anew and done.outcome == "upgraded":
         with suppress(httpx.HTTPError, OSError):  # it counts no more; the next start deletes it
-            flink_jobs.forget_others(home, domain, job)
+            forget_others(home, domain, job)
 
 
 def _asked(home: Home, domain: str, job: str) -> Wanted:
@@ -179,7 +180,7 @@ def _asked(home: Home, domain: str, job: str) -> Wanted:
         )
     if job in asked.code:
         return asked
-    submitted = flink_jobs.checkpoints_folder(home, domain, job) / "operators"
+    submitted = checkpoints_folder(home, domain, job) / "operators"
     if job in flink_jobs.jobs_of(domain) and any(submitted.glob("*.json")):
         # An upgrade of it was killed in between: what it ran then is not known, so there is one version only.
         return Wanted(asked.options, {**asked.code, job: code_versions.kept(home).name})
@@ -218,7 +219,7 @@ def _stop(before: _Before) -> str:
     home, domain, job = before.home, before.domain, before.job
     if before.running is not None and before.is_running:
         try:
-            return _savepoint(home, before.running, flink_jobs.checkpoints_folder(home, domain, job))
+            return _savepoint(home, before.running, checkpoints_folder(home, domain, job))
         except JobFailed:
             found = _of(home, domain, job)
             if found is None or found.state == "RUNNING":
@@ -308,13 +309,13 @@ def _go_back(before: _Before, state: str | None, done: Upgraded, console: Consol
             _wait_settled(home, domain, job)
             state = before.newest() if state is None else state
             # Before it starts: its next checkpoints have the ids of those that the new version completed.
-            flink_jobs.forget_others(home, domain, job, state)
-            shutil.rmtree(flink_jobs.plans_folder(home, domain, job), ignore_errors=True)  # may be the new version's
+            forget_others(home, domain, job, state)
+            shutil.rmtree(plans_folder(home, domain, job), ignore_errors=True)  # may be the new version's
             resume = {job: state} if state else None
             Submission(home, domain, [job], options=before.asked.options, code=old, resume_from=resume).go().wait()
             return _wait_up(home, domain, job, within_s)
     except (JobFailed, httpx.HTTPError, OSError) as error:
-        is_kept = flink_jobs.latest_checkpoints(home, domain).get(job) is not None
+        is_kept = latest_checkpoints(home, domain).get(job) is not None
         raise JobFailed(
             f"{done.cause}; and {old.name} did not start again: {error}. {domain}.{job} does not run;"
             f" {'its newest state is kept' if is_kept else 'it has no state yet'}: correct the code, and"

@@ -22,6 +22,7 @@ from contracts.proposal import Proposal
 from contracts.topics import TOPICS, topic
 from jobs.settings import load_settings
 from ops import flink_jobs, kafka, state_list
+from ops.checkpoints import checkpoints_folder
 from ops.home import Home
 from ops.player import Emitter
 from ops.world import NewFact
@@ -211,7 +212,7 @@ class Loop:
         listed = state_list.read()
         for job in self._jobs():
             name = job.name.removeprefix(f"{self.domain}.")
-            folder = flink_jobs.checkpoints_folder(self.home, self.domain, name)
+            folder = checkpoints_folder(self.home, self.domain, name)
             found = orjson.loads((folder / "operators" / f"{job.job_id}.json").read_bytes())
             expected = listed["context"][self.domain] if name == "context" else listed[name]
             assert [(one["uid"], one["meaning"]) for one in found] == [(one["uid"], one.get("meaning", "")) for one in expected], (

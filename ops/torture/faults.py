@@ -15,6 +15,7 @@ import psutil
 
 from contracts.errors import JobFailed
 from ops import cluster, flink_jobs, instance
+from ops.checkpoints import latest_checkpoints
 from ops.submission import Submission, want
 from ops.torture import facts
 from ops.torture.bed import Bed, Kind, Result
@@ -215,7 +216,7 @@ def rescaled(parallelism: int) -> Play:
         at = time.monotonic()
         flink_jobs.cancel(bed.home, DOMAIN)
         flink_jobs.wait_cancelled(bed.home, DOMAIN)
-        _submit(bed, flink_jobs.latest_checkpoints(bed.home, DOMAIN), ("--parallelism", str(parallelism)))
+        _submit(bed, latest_checkpoints(bed.home, DOMAIN), ("--parallelism", str(parallelism)))
         return bed.finish(name, load, since=at)
 
     return play

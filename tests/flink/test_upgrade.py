@@ -15,6 +15,7 @@ import pytest
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
 from ops import flink_jobs
+from ops.checkpoints import checkpoints_folder, latest_checkpoints
 from ops.home import CHECKOUT
 from ops.submission import wanted
 from tests.loop import Loop
@@ -100,7 +101,7 @@ class Feed:
 
 def states_on_disk(machines: Loop) -> set[str]:
     """The submissions of govern of which there are checkpoints or savepoints."""
-    folder = flink_jobs.checkpoints_folder(machines.home, "machines", "govern")
+    folder = checkpoints_folder(machines.home, "machines", "govern")
     found = [*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoints/*/savepoint-*/_metadata")]
     return {str(path.parent.parent.relative_to(folder)) for path in found}
 
@@ -165,7 +166,7 @@ def test_the_old_version_goes_on_when_the_new_one_does_not_come_up(
     assert wanted(machines.home)["machines"] == running
     runs = next(job.job_id for job in flink_jobs.states(machines.home, "machines") if job.name == "machines.govern")
     assert runs in states_on_disk(machines) and len(states_on_disk(machines)) == 2, "it, and what it started from"
-    assert runs in flink_jobs.latest_checkpoints(machines.home, "machines")["govern"]
+    assert runs in latest_checkpoints(machines.home, "machines")["govern"]
 
 
 def test_nothing_is_stopped_when_the_new_queries_would_misread_the_state(

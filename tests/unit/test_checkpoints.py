@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from contracts.errors import StateRefused
-from ops.flink_jobs import (
+from ops.checkpoints import (
     checkpoint_id,
     checkpoints_folder,
     forget_others,

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.errors import JobFailed
 from jobs.settings import LATEST
-from ops import flink_jobs
+from ops.checkpoints import latest_checkpoints
 from ops.home import Home
 from ops.submission import Resubmission, want
 from tests.flink_stand_in import job_id, write_state
@@ -106,7 +106,7 @@ def test_it_goes_on_from_the_newest_checkpoint_there_is_when_it_is_submitted(hom
     folder = home.run / "flink" / "checkpoints"
     assert (folder / f"{DOMAIN}.govern" / LATEST).resolve() == newest.resolve()
     assert (folder / f"{DOMAIN}.context" / LATEST).resolve().name == "chk-2"
-    assert flink_jobs.latest_checkpoints(home, DOMAIN)["govern"] == newest.as_uri()
+    assert latest_checkpoints(home, DOMAIN)["govern"] == newest.as_uri()
 
 
 def test_the_submission_before_the_last_one_is_forgotten(home: Home) -> None:

@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from contracts.errors import JobFailed, SetupFailed
-from ops import flink_jobs, upgrade
+from ops import upgrade
+from ops.checkpoints import checkpoint_id, checkpoints_folder, latest_checkpoints
 from ops.code_versions import Code
-from ops.flink_jobs import checkpoint_id, checkpoints_folder, latest_checkpoints
 from ops.home import Home
 from ops.submission import want, wanted
 from tests.flink_stand_in import Flink, flink, write_state
@@ -278,7 +278,7 @@ def test_a_job_that_began_anew_counts_when_the_command_was_killed_then(
     def killed(*_: Any) -> None:
         raise OSError
 
-    monkeypatch.setattr(flink_jobs, "forget_others", killed)
+    monkeypatch.setattr(upgrade, "forget_others", killed)
     run(home, "context", is_anew=True)
     (second,) = cluster.running(f"{DOMAIN}.context")
     assert newest(home, "context") == f"{second}/chk-1"
