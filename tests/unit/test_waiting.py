@@ -32,11 +32,11 @@ agents:
 class Proposing:
     """`propose` over states that are dictionaries; with a `runtime`, started again from what is in it."""
 
-    def __init__(self, folder: Path, runtime: Runtime | None = None) -> None:
+    def __init__(self, folder: Path, runtime: Runtime | None = None, *, models_until: int = 1) -> None:
         (folder / "agents.yaml").write_text(RULE)
         self.runtime = runtime or Runtime()
         self.runtime.items = list  # type: ignore[attr-defined]
-        self.job = Propose("machines", str(folder / "agents.yaml"), 1)
+        self.job = Propose("machines", str(folder / "agents.yaml"), models_until)
         self.job.open(self.runtime)  # type: ignore[arg-type]
 
     def read(self, name: str, subject: str = "m-1") -> list[str]:
@@ -72,6 +72,13 @@ def test_a_situation_comes_after_those_that_wait_when_the_models_come_before_the
     assert propose.read("s-3") == ["s-1", "s-2", "s-3"]
     assert propose.read("s-4") == ["s-4"]
     assert propose.fire() == ["other"]
+
+
+def test_nothing_waits_after_the_start_when_no_model_was_ever_published(tmp_path: Path) -> None:
+    propose = Proposing(tmp_path, models_until=0)
+    assert propose.read("s-1") == ["s-1"]
+    assert propose.fire() == []
+    assert propose.read("s-2") == ["s-2"]
 
 
 def test_a_situation_comes_after_those_that_waited_when_propose_was_restored(tmp_path: Path) -> None:

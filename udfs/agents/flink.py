@@ -86,8 +86,9 @@ class Propose(KeyedBroadcastProcessFunction):
             yield from self._propose(PROPOSE_WAITING.unpack(value), ctx)
 
     def _models_ready(self, ctx: Any) -> bool:
-        reached = ctx.get_broadcast_state(MODELS_STATE).get(_READ_UP_TO)
-        self._is_ready = reached is not None and int(reached) >= self._models_until - 1
+        if not self._is_ready:
+            reached = ctx.get_broadcast_state(MODELS_STATE).get(_READ_UP_TO)
+            self._is_ready = reached is not None and int(reached) >= self._models_until - 1
         return self._is_ready
 
     def _propose(self, record: Any, ctx: Any) -> Iterator[Any]:

@@ -143,8 +143,9 @@ class Govern(KeyedBroadcastProcessFunction):
         timers.register_processing_time_timer(timers.current_processing_time() + WAIT_MS)
 
     def _policies_ready(self, ctx: Any) -> bool:
-        reached = ctx.get_broadcast_state(POLICIES_STATE).get(_READ_UP_TO)
-        self._is_ready = reached is not None and int(reached) >= self._policies_until - 1
+        if not self._is_ready:
+            reached = ctx.get_broadcast_state(POLICIES_STATE).get(_READ_UP_TO)
+            self._is_ready = reached is not None and int(reached) >= self._policies_until - 1
         return self._is_ready
 
     def _govern(self, record: Any, ctx: Any) -> Iterator[Row]:
