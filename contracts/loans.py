@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from contracts.data import ActionParameters, FactData, Identifier, SituationData
+from contracts.data import ActionParameters, FactData, Identifier, SituationData, Upcast, unchanged
 
 Amount = Annotated[float, Field(ge=0, le=1e12, description="whole units of the log's currency")]
 Rating = Annotated[str, Field(description="A (best) to D, as the analysis gave it; empty: none yet")]
@@ -84,11 +84,14 @@ class ApplicationAnalysed(CaseSituation):
 
 
 class OfferAccepted(CaseSituation):
-    """The customer took an offer: the loan can be approved. Lane: log order."""
+    """The customer took an offer, whatever analysis and fraud check say or said of the case. Lane: log order."""
 
     event_type: ClassVar[str] = "loans.offer_accepted"
+    schema_version: ClassVar[int] = 2  # since then there is `is_fraud_confirmed`
+    upcasts: ClassVar[tuple[Upcast, ...]] = (unchanged,)
 
     offered_amount: float = Field(description="the last offer's; the requested one where the log tells none")
+    is_fraud_confirmed: bool | None = Field(default=None, description="null: version 1 did not tell")
 
 
 class Bouncing(SituationData):

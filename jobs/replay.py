@@ -2,8 +2,7 @@
 
     decisions,
     outcomes,
-    approvals,
-    proposals (only where policies let them contend) --(by subject)--> Replay --> what differs, summed here
+    approvals --(by subject)--> Replay --> what differs, summed here
 
 Batch mode: records come sorted by subject, one subject is in memory at a time. Decisions are read to where
 they end at submission, the others, which must reach further, to where they end a moment later. The policies
@@ -22,24 +21,21 @@ import orjson
 from pyflink.datastream import DataStream
 from pyflink.table import StreamTableEnvironment
 
-from contracts.domain import load_domain
 from jobs.environment import keyed_records, table_environment
 from jobs.settings import Settings, load_settings
 from jobs.tables import committed_ends, control_records, raw_source
 from udfs.policy.audit import Period
-from udfs.policy.policy_log import PolicyLog
 from udfs.policy.replayed import Replayed, Terms
 from udfs.replay.flink import FOUND, Replay
 
 NAME = "replay"
 
 
-def sources(settings: Settings, *, with_proposals: bool) -> dict[str, str]:
+def sources(settings: Settings) -> dict[str, str]:
     ends = committed_ends(settings, "decisions", job=NAME)
-    inputs = ["outcomes", "approvals", *(["proposals"] if with_proposals else [])]
     return {
         "decisions_source": raw_source("decisions_source", ["decisions"], settings, group=NAME, until=ends),
-        "inputs_source": raw_source("inputs_source", inputs, settings, group=NAME, until="latest"),
+        "inputs_source": raw_source("inputs_source", ["outcomes", "approvals"], settings, group=NAME, until="latest"),
     }
 
 
@@ -76,11 +72,9 @@ def main() -> None:
         period=Period(asked.from_ms, asked.to_ms),
     )  # fmt: skip
     policies = control_records(settings, "policies", job=NAME)
-    log = PolicyLog(policies, load_domain(settings.domain).policy_variables())
     _, t_env = table_environment(NAME, settings)
     again = build(
-        t_env, sources(settings, with_proposals=log.arbitrates),
-        Replay(settings.domain, settings.max_hops, terms, policies, candidates),
+        t_env, sources(settings), Replay(settings.domain, settings.max_hops, terms, policies, candidates),
     )  # fmt: skip
     total = Replayed()
     with again.execute_and_collect(f"{NAME} {settings.domain}") as found:

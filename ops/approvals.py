@@ -90,7 +90,9 @@ def find(bootstrap_servers: str, domain: str, wanted: str) -> Request:
 def has_counted(entries: Sequence[Mapping[str, Any]]) -> bool:
     """Whether anything came of what a person said, by what `govern` made of it (`answer`, `override`)."""
     last = entries[-1]["data"]
-    return not (last.get("what") == "refused" or last.get("reason") == "override_not_permitted")
+    if last.get("override") is not None:
+        return bool(last["verdict"] == "allow")
+    return bool(last.get("what") != "refused")
 
 
 def _known_action(domain: str, action: str) -> type[ActionParameters]:

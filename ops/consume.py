@@ -12,6 +12,8 @@ For each command, in this order, so that a crash anywhere repeats nothing that w
        raises what passes      -> the command waits (`Patience`) and is tried again; after the last
                                   attempt: outcome `failed`, and a dead letter with every attempt
        raises anything else    -> outcome `failed`
+       gives what no outcome
+       can say (None, NaN)     -> outcome `failed`: it has acted, so it is not called again
     5. SQLite: outcome stored, then reported, then marked as reported, then offset committed
 
 What waits is not committed: the committed offset stays before it, and the commit's metadata name what is not finished
@@ -28,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import orjson
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import CommitFailedError, KafkaTimeoutError, RebalanceInProgressError
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata
@@ -51,6 +54,7 @@ _BATCH = 50
 # Handlers are called for so long, and then the group is asked whether partitions are to move.
 _TURN_MS = 1000
 _LONGEST_WAIT_S = 3600.0
+_HIGHEST_COST = 1e15  # as contracts/outcome.py has it
 Report = Callable[[str, bytes], None]
 
 
@@ -278,25 +282,41 @@ class Commands:
         """What came of it; None when it is to be tried again, or its time to has not come."""
         command_id, now_ms = command.order.command_id, self._now_ms()
         failed = self._memory.attempts_of(command_id)
+        if failed and len(failed) >= self._patience.attempts:  # a crash came behind the last one, or fewer are wanted now
+            return _given_up(failed)
         if self._patience.next_ms(failed) > now_ms:
             return None
         refused = command.without_handler(max(0.0, (now_ms - record.appended_ms) / 1000))
         if refused is not None:
             return refused
         try:
-            return handler(command.order)
+            given = handler(command.order)
         except self._passing as error:
-            told = f"{type(error).__name__}: {error}"[:500]
-            self._memory.note_attempt(command_id, self._now_ms(), told)
-            count = len(failed) + 1
-            return Done("failed", f"{told} (attempt {count}, the last)") if count >= self._patience.attempts else None
+            self._memory.note_attempt(command_id, self._now_ms(), _told(error))
+            failed = self._memory.attempts_of(command_id)
+            return _given_up(failed) if len(failed) >= self._patience.attempts else None
         except Exception as error:  # a broken handler is an outcome, not a reason to stop acting
-            return Done("failed", f"{type(error).__name__}: {error}"[:500])
+            return Done("failed", _told(error))
+        return self._checked(given, command)
+
+    def _checked(self, given: object, command: Commanded) -> Done:
+        """What a handler gave, or `failed` when no outcome can say it: whatever raised from here on, it would act again."""
+        try:
+            match given:
+                case Done("succeeded" | "failed", str(), int() | float() as took_s, int() | float() | None as cost) if (
+                    took_s >= 0 and (cost is None or 0 <= cost <= _HIGHEST_COST)
+                ):
+                    command.outcome(given, self._domain)
+                    return given
+        except (OverflowError, TypeError, ValueError):
+            pass  # it ends past the year 9999, or JSON has no such text or number
+        return Done("failed", f"the handler returned {given!a}, which no outcome can say"[:500])
 
     def _finish(self, record: kafka.Record, order: Order, outcome: bytes) -> None:
         """Report; with a dead letter when it was given up. Made again from SQLite after a crash."""
         failed = self._memory.attempts_of(order.command_id)
-        if len(failed) >= self._patience.attempts:
+        said = orjson.loads(outcome)["data"]
+        if failed and Done(said["status"], said["detail"]) == _given_up(failed):
             attempts = [Attempt(failed_at=format_time_ms(at_ms), error=error) for at_ms, error in failed]
             given_up = BadInput(Cause.HANDLER_FAILED, f"{order.action}: {len(failed)} attempts failed; {failed[-1][1]}")
             self._bury(record, given_up, failed[-1][0], attempts)
@@ -338,3 +358,13 @@ class Commands:
         except (CommitFailedError, KafkaTimeoutError, RebalanceInProgressError):
             return  # another member has the partitions, or the broker is slow: the next poll tells
         self._committed |= changed
+
+
+def _told(error: Exception) -> str:
+    """What a handler raised, in text that SQLite and JSON take."""
+    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()[:500]
+
+
+def _given_up(failed: Sequence[tuple[int, str]]) -> Done:
+    """What comes of a command when the last of its attempts `failed` too."""
+    return Done("failed", f"{failed[-1][1]} (attempt {len(failed)}, the last)")

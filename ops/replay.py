@@ -64,9 +64,9 @@ def run(
 ) -> Done:
     """Make every recorded decision again; report those between two event times (RFC 3339).
 
-    Without `candidates` every byte of an entry must come out as recorded. With them, the decisions
+    Without `candidates` every byte of an entry must come out as recorded. With them, the first decisions
     about proposals are compared by verdict, reason and action, and every candidate counts as active;
-    outcomes and people's answers are the recorded ones, also where another decision would have had
+    pauses, outcomes and people's answers are the recorded ones, also where another decision would have had
     others. One partition of each topic is in memory at a time. Raises SetupFailed for what is no time.
     """
     settings, contract = load_settings(domain), load_domain(domain)
@@ -85,7 +85,7 @@ def run(
         )
         policies: Mapping[int, PolicySet] = log if candidates is None else Candidates(candidates, log)
         is_whole: dict[bytes, bool] = {}
-        for logs in _partitions(reader, domain, with_proposals=log.arbitrates):
+        for logs in _partitions(reader, domain):
             for subject in list(logs):
                 records = logs.pop(subject)
                 if subject in is_whole:  # in a second partition: nothing of it can follow from the first
@@ -101,9 +101,7 @@ def run(
     return done
 
 
-def _partitions(
-    reader: kafka.BulkReader, domain: str, *, with_proposals: bool
-) -> Iterator[dict[bytes, SubjectLog]]:
+def _partitions(reader: kafka.BulkReader, domain: str) -> Iterator[dict[bytes, SubjectLog]]:
     """Subject -> all that is recorded about it, for one partition after another.
 
     What a subject's decisions rest on lies in the same partition of the other topics, and was there
@@ -113,7 +111,7 @@ def _partitions(
         logs: dict[bytes, SubjectLog] = defaultdict(SubjectLog)
         for offset, key, value in reader.read(topic("decisions").of(domain), partition):
             logs[key or b""].decisions.append(Line(partition, offset, key, value))
-        for name in ("outcomes", "approvals", *(["proposals"] if with_proposals else [])):
+        for name in ("outcomes", "approvals"):
             for offset, key, value in reader.read(topic(name).of(domain), partition):
                 if (log := logs.get(key or b"")) is not None:
                     getattr(log, name).append(Line(partition, offset, key, value))

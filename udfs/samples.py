@@ -33,6 +33,13 @@ def symptom_in(rows: Sequence[str | None], calls: str | None, until_ms: int | No
     return next((row.text for row in found if row.deviation is symptom), None)
 
 
+def nodes_in(rows: Sequence[str | None], until_ms: int | None) -> str:
+    """Nodes that told something of themselves in the sample of `until_ms`. Traffic is not: that others call tells it."""
+    return "\t".join(
+        sorted({row.deviation.node for row in _read(rows) if row.event_ms == until_ms and not row.deviation.is_weak})
+    )
+
+
 def suspects_in(
     rows: Sequence[str | None], calls: str | None, until_ms: int | None, times: int, node: str | None
 ) -> str:

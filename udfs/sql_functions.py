@@ -108,7 +108,8 @@ class ReadFact(TableFunction):
 def scalar_functions() -> dict[str, Any]:
     """Name -> function from columns to a text, for the SQL of any domain; what they promise is where they are."""
     found = (
-        samples.symptom_in, samples.suspects_in, samples.evidence_in, samples.signs_in, samples.worst_of, samples.last_deploy,
+        samples.symptom_in, samples.nodes_in, samples.suspects_in, samples.evidence_in, samples.signs_in, samples.worst_of,
+        samples.last_deploy,
     )  # fmt: skip
     return {function.__name__: udf(function, result_type=DataTypes.STRING()) for function in found}
 

@@ -90,8 +90,14 @@ def _subject_2(value: list[Any]) -> list[Any]:
 
 
 def _subject_3(value: list[Any]) -> list[Any]:
-    """Outcomes are kept whose commands are not known."""
-    return [*value, {}]
+    """Outcomes are kept whose commands are not known. Approvals tell their key and roles; those of before have none."""
+
+    def keyed(requirement: dict[str, Any]) -> dict[str, Any]:
+        approvers = [{"person": name, "public_key": None, "roles": []} for name in requirement["approved_by"]]
+        return {**requirement, "approved_by": approvers}
+
+    holds = {name: {**hold, "requires": [keyed(each) for each in hold["requires"]]} for name, hold in value[8].items()}
+    return [*value[:8], holds, *value[9:], {}]
 
 
 SUBJECT: Final = StateSchema("govern/subject", _subject_1, _subject_2, _subject_3)

@@ -45,6 +45,7 @@ def replay(
     else:
         out.print(
             f"{found['decisions']} decisions made again ({found['decisions_per_s']} a second), {found['different']} differ"
+            + (f"; {waits} notes of contests that are open cannot be made again yet" if (waits := found["not_replayable"]) else "")
         )
         if found["changes"]:
             print_table(

@@ -128,7 +128,7 @@ class Features:
     def _outcome(
         self, account: _Account, data: Mapping[str, Any], now: int, *, is_fraud: bool
     ) -> None:
-        log, paid_ms = math.log(max(data["amount_minor"], 1)), data["payment_ms"]
+        log, paid_ms = math.log(max(data["amount_minor"], 1)), min(data["payment_ms"], now)
         now_weight = weight(paid_ms)
         terminal, band = self._terminals[data["terminal_id"]], self._band(data, log)
         terminal.news_ms = _later(terminal.news_ms, now)

@@ -5,12 +5,14 @@
 --
 -- is_alarm      a symptom in a complete sample, or an alert
 -- shown         the measurement that is the symptom (its columns by tab, as in latest_rows); null at an alert
+-- told_nodes    who told more than traffic in the complete sample
 -- symptom_node  where it shows: the symptom's node or the alert's
 -- degraded      at the third sample after a deploy: a measurement of its node that was far off in most of them
 CREATE VIEW symptoms AS
 SELECT
     *,
-    CASE WHEN is_sample THEN symptom_in(latest_rows, calls, until_ms) END AS shown
+    CASE WHEN is_sample THEN symptom_in(latest_rows, calls, until_ms) END AS shown,
+    CASE WHEN is_sample THEN nodes_in(latest_rows, until_ms) END AS told_nodes
 FROM samples;
 
 CREATE VIEW alarms AS
@@ -92,6 +94,7 @@ SELECT
     is_alarm,
     is_remedy,
     shown,
+    told_nodes,
     symptom_node,
     suspects,
     measured_evidence,

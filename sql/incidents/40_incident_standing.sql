@@ -7,7 +7,11 @@
 -- is_new_head  an alarm of an open incident whose likeliest cause is another than at the alarm before
 -- is_tried     a remedy came back and is this incident's. One that was done (event time) before the incident began, and
 --              only told of later, is not: its own incident, or a mere deploy, asked for it
--- is_verified  the second sample after a remedy shows no symptom; is_failed: it does, or the remedy itself failed
+-- shown_node   where the incident was last measured, or the node of the alert that began it; another alert is only words
+-- is_healed    a sample shows no symptom, and the node where it showed as the remedy came back told something of itself.
+--              A node that never came up again has no symptom, and what it called has nothing to do and looks healthy
+-- is_verified  the second sample after a remedy is healed; is_failed: it is not, or the remedy itself failed. Silence is
+--              a failure too: the next remedy or a person finds out more than waiting would
 -- What an alarm said (shown, suspects, evidence) stands until the next alarm.
 CREATE VIEW alarm_counts AS
 WITH last_values AS (
@@ -58,6 +62,7 @@ SELECT
     LAST_VALUE(CASE WHEN is_begin THEN event_ms END) OVER log_order AS begun_ms,
     LAST_VALUE(CASE WHEN is_begin OR fact_type = 'incident.alert_raised' THEN COALESCE(text, '') END) OVER log_order
         AS alert_text,
+    LAST_VALUE(CASE WHEN is_begin OR shown IS NOT NULL THEN symptom_node END) OVER log_order AS shown_node,
     LAST_VALUE(
         CASE WHEN fact_type = 'incident.alert_raised' THEN fact_id WHEN is_begin THEN '' END
     ) OVER log_order AS alert_fact_id
@@ -80,6 +85,7 @@ SELECT
     LAST_VALUE(CASE WHEN is_tried THEN correlation_id END) OVER log_order AS remedy_correlation_id,
     LAST_VALUE(CASE WHEN is_tried THEN COALESCE(traceparent, '') END) OVER log_order AS remedy_traceparent,
     LAST_VALUE(CASE WHEN is_tried THEN hops END) OVER log_order AS remedy_hops,
+    LAST_VALUE(CASE WHEN is_tried THEN shown_node END) OVER log_order AS remedied_node,
     MAX(CASE WHEN is_tried THEN sample_no END) OVER log_order AS remedy_no
 FROM tried
 WINDOW log_order AS (PARTITION BY subject ORDER BY arrival);
@@ -88,6 +94,7 @@ CREATE VIEW incident_deploys AS
 SELECT
     *,
     is_sample AND sample_no - remedy_no = 2 AND sample_no - previous_alarm_no <= 5 AS is_checked,
+    shown IS NULL AND COALESCE(ARRAY_CONTAINS(SPLIT(told_nodes, CHR(9)), remedied_node), FALSE) AS is_healed,
     LAST_VALUE(CASE WHEN is_begin THEN remedies END) OVER log_order AS remedies_before,
     SPLIT_INDEX(last_suspects, CHR(9), 0) AS suspect,
     last_deploy(deploys, SPLIT_INDEX(last_suspects, CHR(9), 0), begun_ms) AS deploy
@@ -107,8 +114,8 @@ SELECT
     NULLIF(remedy_traceparent, '') AS remedy_traceparent,
     remedy_hops,
     is_begin OR COALESCE(is_same_with_new_head, FALSE) AS is_new_head,
-    COALESCE(is_checked AND shown IS NULL, FALSE) AS is_verified,
-    COALESCE(is_checked AND shown IS NOT NULL, FALSE)
+    COALESCE(is_checked AND is_healed, FALSE) AS is_verified,
+    COALESCE(is_checked AND NOT is_healed, FALSE)
     OR (is_tried AND status = 'failed') AS is_failed,
     degraded,
     deployed_node,

@@ -37,11 +37,11 @@ SELECT
 FROM incident_standing
 WHERE is_verified OR is_failed;
 
--- After a remedy's outcome the symptom is gone. Consumer: `propose`, which closes the incident.
+-- After a remedy's outcome the symptom is gone, and its node tells so. Consumer: `propose`, which closes the incident.
 CREATE VIEW remedy_verified AS
 SELECT * FROM remedies_checked WHERE is_verified;
 
--- A remedy came back and the symptom is still there, or the remedy itself failed.
+-- A remedy came back and the symptom is still there, or its node fell silent, or the remedy itself failed.
 -- Consumer: `propose`, which takes the next remedy or a person.
 CREATE VIEW remedy_failed AS
 SELECT * FROM remedies_checked WHERE is_failed;

@@ -7,6 +7,7 @@
 -- amount_deviation  ln of the amount, less the mean of those received so far (this one's first amount included),
 --                   in their standard deviations and a tenth; null while fewer than 20 were received
 -- is_suspicious     an amount 2.3 deviations over the usual, or three submissions, or two other amounts
+-- is_fraud_confirmed  a check of this case said so, now or earlier
 CREATE VIEW usual_amounts AS
 WITH logs AS (
     SELECT
@@ -52,7 +53,6 @@ SELECT
     completed_activity,
     done_action,
     is_now_received,
-    is_fraud_told,
     amount,
     offered_amount,
     COALESCE(rating, '') AS rating,
@@ -65,5 +65,6 @@ SELECT
     amount_changes,
     amount_deviation,
     COALESCE(amount_deviation > 2.3E0, FALSE) OR submissions >= 3 OR amount_changes >= 2 AS is_suspicious,
-    cancellations > 0 AS is_cancelled
+    cancellations > 0 AS is_cancelled,
+    frauds_told > 0 AS is_fraud_confirmed
 FROM case_deviations;

@@ -56,10 +56,10 @@ SELECT
     is_cancelled,
     GREATEST(FLOOR(amount * 0.007E0) * 1E2, 1E2) AS offer_amount,
     CASE
-        WHEN is_fraud_told THEN 'fraud'
+        WHEN is_fraud_confirmed THEN 'fraud'
         WHEN rating = 'D' THEN 'affordability'
         ELSE ''
     END AS decline_reason,
-    is_fraud_told AS is_fraud_confirmed
+    is_fraud_confirmed
 FROM case_assessed
 WHERE done_action = 'check_fraud' OR done_action = 'analyse_application' AND NOT is_suspicious;

@@ -1,6 +1,7 @@
 -- The customer took an offer, ours or one the log's own people made.
 -- Grain: one row a completed O_ACCEPTED. Lane: log order (amount_deviation: see case_assessed).
 -- Event time: event_ms. Consumer: `propose`, acceptance-rule.
+-- A case may get here before its analysis or fraud check is in, or past a decline: policies look at what it carries.
 CREATE VIEW offer_accepted AS
 SELECT
     subject,
@@ -21,6 +22,7 @@ SELECT
     amount_deviation,
     is_suspicious,
     is_cancelled,
-    COALESCE(offered_amount, amount) AS offered_amount
+    COALESCE(offered_amount, amount) AS offered_amount,
+    is_fraud_confirmed
 FROM case_assessed
 WHERE completed_activity = 'O_ACCEPTED';

@@ -60,8 +60,10 @@ SELECT
     CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_readings,
     (total_24 - total_324) / CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) AS baseline_mean,
     (total - total_24) / CAST(24 AS DOUBLE) AS recent_mean,
-    -- Smaller than a hundred-thousandth of the overall root mean square is rounding or resolution, not deviation.
-    CAST(1e-10 AS DOUBLE) * total_squares / CAST(readings_seen AS DOUBLE) + CAST(1e-24 AS DOUBLE) AS finest_variance,
+    -- Smaller than a hundred-thousandth of the window's root mean square is resolution, not deviation; nor is what the
+    -- difference of two running totals loses, which a single wild reading makes large (4e9: a spread of some 8).
+    (CAST(1e-10 AS DOUBLE) * GREATEST(total_squares_24 - total_squares_324, CAST(0 AS DOUBLE)) + CAST(1e-15 AS DOUBLE) * total_squares)
+        / CAST(GREATEST(LEAST(readings_seen, 324) - 24, 1) AS DOUBLE) + CAST(1e-24 AS DOUBLE) AS finest_variance,
     (total_step_squares - step * step - total_step_squares_301)
         / CAST(GREATEST(LEAST(readings_seen - 1, 300), 1) AS DOUBLE) AS step_variance,
     arrival

@@ -27,7 +27,8 @@ WITH payment_facts AS (
         country,
         device_id,
         event_ms,
-        COALESCE(payment_ms, event_ms) AS payment_ms,
+        -- No payment is later than what is told about it: one wrong date must not outweigh all that is true.
+        LEAST(COALESCE(payment_ms, event_ms), event_ms) AS payment_ms,
         LN(CAST(GREATEST(COALESCE(amount_minor, 1), 1) AS DOUBLE)) AS log_amount
     FROM facts
     WHERE fact_type IN (

@@ -108,6 +108,13 @@ def told(event: Mapping[str, Any], *names: str) -> tuple[object, ...]:
     return tuple(event["data"].get(name) for name in names)
 
 
+def is_doubtful_acceptance(decision: Mapping[str, Any]) -> bool:
+    """Whether a customer took an offer in a case that looks odd, or of all that was asked for (an offer is rated C)."""
+    features, parameters = decision["data"]["features"], decision["data"]["parameters"]
+    is_doubtful = features["is_suspicious"] or parameters["amount"] >= features["amount"]
+    return decision["data"]["situation_type"] == "loans.offer_accepted" and is_doubtful
+
+
 def test_every_case_is_received_once_and_decided_once_when_a_desk_is_played(loans: Loop) -> None:
     logs = cases(loans)
     generated_cases = {case for case in logs if case.startswith("L1-")}
@@ -227,7 +234,7 @@ def test_large_loans_wait_for_people_and_small_ones_do_not(loans: Loop) -> None:
     approvers = set()
     for event in decisions:
         amount, approval = event["data"]["parameters"]["amount"], event["data"]["approval"]
-        if amount <= 7500:
+        if amount <= 7500 and not is_doubtful_acceptance(event):
             assert (told(event, "verdict", "reason"), approval) == (("allow", "allowed_by_policy"), None)
             continue
         assert told(event, "verdict", "reason") == ("hold", "approval_required")
@@ -310,6 +317,28 @@ def test_an_answer_counts_until_the_tenth_day(loans: Loop) -> None:
     (late,) = loans.wait_for("the silence", lambda: loans.situations("offer_unanswered", "wait-2"))
     assert late["data"] == {"event_time": "2025-07-11T08:00:00.000Z", "waited_days": 10}
     assert loans.situations("offer_unanswered", "wait-1") == []
+
+
+def test_an_accepted_offer_is_not_granted_by_rule_before_an_analysis_or_after_a_confirmed_fraud(loans: Loop) -> None:
+    fraud = next(
+        e["subject"] for e in loans.events("commands", action="decline_application")
+        if e["data"]["parameters"]["decline_reason"] == "fraud"
+    )  # fmt: skip
+    loans.emit(
+        row("early-1", "2025-08-01 09:00:00", "A_SUBMITTED", amount="5000"),
+        row("early-1", "2025-08-01 09:01:00", "O_ACCEPTED"),
+        row(fraud, "2025-08-01 09:02:00", "O_ACCEPTED"),
+    )
+
+    def verdict(case: str) -> tuple[object, ...]:
+        (decision,) = loans.wait_for(
+            f"a decision about {case}",
+            lambda: loans.events("decisions", case, situation_type="loans.offer_accepted"),
+        )
+        return told(decision, "verdict", "reason")
+
+    assert verdict("early-1") == ("hold", "approval_required")
+    assert verdict(fraud) == ("deny", "forbidden_by_policy")
 
 
 def test_every_view_for_people_answers_in_the_sql_client(loans: Loop, tmp_path: Path) -> None:

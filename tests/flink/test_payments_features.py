@@ -15,11 +15,12 @@ from ops.worlds.payments_generator import WorldSettings, generate
 from ops.worlds.payments_outcomes import with_late_outcomes
 from tests.loop import Loop
 
+YEAR_MS = 365 * 86_400_000
 ACTIONS = ("allow_payment", "allow_payment", "review_payment", "block_payment")
 
 
 def unordered_log(count: int) -> list[NewFact]:
-    """A world's facts of its own accounts, terminals and currency, some swapped, some less complete."""
+    """A world's facts of its own accounts, terminals and currency, some swapped, less complete or with a wrong date."""
     settings = replace(
         WorldSettings(), accounts=12, terminals=6, days=40, compromises_per_day=0.1, bursts_per_day=0.3
     )
@@ -39,6 +40,9 @@ def unordered_log(count: int) -> list[NewFact]:
         optional = {"country"} if i % 2 else {"country", "device_id"}
         known = {name: value for name, value in facts[i].data.items() if name not in optional}
         facts[i] = replace(facts[i], data=known | ({"amount_minor": 0} if i % 91 == 0 and "amount_minor" in known else {}))
+    told = [i for i, fact in enumerate(facts) if "payment_ms" in fact.data]
+    for i in told[::5]:
+        facts[i] = replace(facts[i], data=facts[i].data | {"payment_ms": facts[i].event_ms + YEAR_MS})
     return facts
 
 
@@ -57,7 +61,7 @@ def is_same(wanted: float, got: Any) -> bool:
     return math.isclose(wanted, float(got), rel_tol=1e-6, abs_tol=1e-6)
 
 
-def test_the_features_are_those_of_training_when_facts_are_late_repeated_or_incomplete(payments: Loop) -> None:
+def test_the_features_are_those_of_training_when_facts_are_late_repeated_incomplete_or_misdated(payments: Loop) -> None:
     facts = unordered_log(1_200)
     reference = Features()
     wanted = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
@@ -60,13 +61,14 @@ class System:
     def tell(self, kind: str, **data: object) -> str:
         return self.loop.emit(self.fact(kind, **data))[0]
 
-    def sample(self, latencies: dict[str, float] | None = None, *, is_closed: bool = True) -> list[str]:
-        """The next minute's measurements; ids of the facts, in the order of USUAL."""
+    def sample(self, latencies: Mapping[str, float | None] | None = None, *, is_closed: bool = True) -> list[str]:
+        """The next minute's measurements, none of a node that has None; ids of the facts, in the order of USUAL."""
         self.minute += 1
-        now = {**USUAL, **(latencies or {})}
+        now: dict[str, float | None] = {**USUAL, **(latencies or {})}
         facts = [
             self.fact("metric_measured", node=node, metric="latency", statistic="Average", value=self._noisy(value))
             for node, value in now.items()
+            if value is not None
         ]
         return self.loop.emit(*facts, *([self.fact("sample_closed")] if is_closed else []))
 
@@ -163,6 +165,31 @@ def test_a_remedy_failed_when_the_symptom_stays_or_it_did_not_work(incidents: Lo
     _, second = system.situations("remedy_failed", 2)
     assert second["causationid"] == outcome_id
     assert (second["data"]["remedies_tried"], second["data"]["last_remedy"]) == (2, "scale_out")
+
+
+def test_a_remedy_failed_when_the_node_of_the_symptom_fell_silent(incidents: Loop) -> None:
+    """Restarted, `web` never came back: what it called has nothing to do and looks healthy. An alert changes nothing."""
+    system = System(incidents, "silent-1")
+    system.sample(SLOW)
+    system.outcome("restart_service")
+    system.sample({"web": None})
+    system.tell("alert_raised", node="shop", text="shop has no traffic")
+    system.sample({"web": None})
+    (failed,) = system.situations("remedy_failed")
+    assert (failed["data"]["remedies_tried"], failed["data"]["last_remedy"]) == (1, "restart_service")
+    assert system.loop.situations("remedy_verified", system.subject) == []
+
+
+def test_a_remedy_is_not_verified_when_the_measurements_were_pushed_out(incidents: Loop) -> None:
+    system = System(incidents, "pushed-1")
+    system.sample(SLOW)
+    system.outcome("restart_service")
+    system.sample()
+    system.sample(is_closed=False)
+    incidents.emit(*(system.fact("call_observed", from_node="shop", to_node=f"shard-{n}") for n in range(1024)))
+    system.tell("sample_closed")
+    system.situations("remedy_failed")
+    assert system.loop.situations("remedy_verified", system.subject) == []
 
 
 def test_a_remedy_done_before_the_incident_began_is_none_of_its(incidents: Loop) -> None:

@@ -131,8 +131,15 @@ def test_parameters_of_an_action_the_domain_has_not_are_refused() -> None:
         ({"what": "counted"}, True),
         ({"what": "refused"}, False),
         ({"verdict": "allow", "reason": "approved"}, True),
-        ({"verdict": "deny", "reason": "override_not_permitted"}, False),
+        ({"verdict": "deny", "reason": "rate_limit", "override": None}, True),
+        ({"verdict": "allow", "reason": "override", "override": {}}, True),
+        ({"verdict": "deny", "reason": "override_not_permitted", "override": {}}, False),
+        ({"verdict": "deny", "reason": "paused", "override": {}}, False),
+        ({"verdict": "deny", "reason": "forbidden_by_policy", "override": {}}, False),
+        ({"verdict": "deny", "reason": "policy_error", "override": {}}, False),
     ],
 )
-def test_an_answer_has_counted_unless_govern_refused_it(last: dict[str, str], is_counted: bool) -> None:
+def test_an_answer_has_counted_unless_govern_refused_it_and_an_override_when_it_commands(
+    last: dict[str, object], is_counted: bool
+) -> None:
     assert approvals.has_counted([{"data": {"what": "counted"}}, {"data": last}]) is is_counted

@@ -14,6 +14,7 @@ from kafka import TopicPartition
 
 from contracts.dead_letter import DeadLetter
 from contracts.errors import Retryable
+from contracts.outcome import Outcome
 from ops import consume
 from ops.consume import Commands, Patience, Unfinished
 from ops.kafka import Record
@@ -34,6 +35,7 @@ class Plant:
         self.tried: list[str] = []
         self.reader = StandInConsumer(self.broker)
         self.on_call: Callable[[], None] = lambda: None
+        self.gives: Any = Done("succeeded")
         self._folder = folder
         self._memories: list[Memory] = []
 
@@ -46,7 +48,7 @@ class Plant:
         return Commands(
             "machines", {"cool": self._cool}, reader=self.reader,  # type: ignore[arg-type]
             writer=StandInProducer(self.broker), memory=self._memories[0],  # type: ignore[arg-type]
-            patience=Patience(attempts=4, retry_s=1), now_ms=lambda: self.now_ms, **options,
+            now_ms=lambda: self.now_ms, **{"patience": Patience(attempts=4, retry_s=1)} | options,
         )  # fmt: skip
 
     def _cool(self, order: Order) -> Done:
@@ -54,7 +56,7 @@ class Plant:
         self.on_call()
         if error := self.down.get(order.subject):
             raise error
-        return Done("succeeded")
+        return self.gives  # type: ignore[no-any-return]  # what a handler gives is its author's
 
     def command(self, command_id: str, subject: str = "m-1", *, action: str = "cool", expiry: str | None = None) -> None:
         event = {
@@ -203,6 +205,70 @@ def test_letter_and_outcome_are_written_when_the_broker_was_down_at_the_last_att
     plant.broker.is_down = False
     plant.start().step()
     assert (len(plant.tried), plant.outcomes(), len(plant.letters())) == (4, [("c", "failed")], 1)
+
+
+@pytest.mark.parametrize("attempts", [4, 2])
+def test_a_command_is_given_up_and_not_done_when_as_many_attempts_failed_before_a_restart(plant: Plant, attempts: int) -> None:
+    plant.command("c")
+    commands = plant.start()
+    for number in range(4):
+        commands._memory.note_attempt("c", plant.now_ms + number, "TimeoutError: no answer")
+    plant.start(patience=Patience(attempts)).step()
+    assert (plant.tried, plant.outcomes()) == ([], [("c", "failed")])
+    (letter,) = plant.letters()
+    assert [attempt.error for attempt in letter.attempts] == ["TimeoutError: no answer"] * 4
+
+
+@pytest.mark.parametrize("attempts", [1, 9])
+def test_only_what_was_given_up_is_a_dead_letter_when_another_number_of_attempts_counts_after_a_restart(
+    plant: Plant, attempts: int
+) -> None:
+    plant.down["m-2"] = ConnectionError()
+    plant.command("done", "m-1")
+    plant.command("given up", "m-2")
+    commands = plant.start()
+    commands._memory.note_attempt("done", plant.now_ms - 1000, "TimeoutError: no answer")
+    for number in range(3):
+        commands._memory.note_attempt("given up", plant.now_ms - 9000 + number, "ConnectionError: ")
+    plant.broker.is_down = True
+    with pytest.raises(Exception, match="down"):
+        commands.step()
+    plant.broker.is_down = False
+    plant.start(patience=Patience(attempts)).step()
+    assert plant.outcomes() == [("done", "succeeded"), ("given up", "failed")]
+    (letter,) = plant.letters()
+    assert letter.offset == 1
+    assert plant.tried == ["done", "given up"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None, "succeeded", Done("ok"), Done("succeeded", None), Done("succeeded", "\ud800"),  # type: ignore[arg-type]
+        Done("succeeded", took_s=float("nan")), Done("succeeded", took_s=float("inf")), Done("succeeded", took_s=-1),
+        Done("succeeded", took_s=1e12), Done("succeeded", took_s="1"), Done("succeeded", cost=float("nan")),  # type: ignore[arg-type]
+        Done("succeeded", cost=-1), Done("succeeded", cost=1e16), Done("succeeded", cost="1"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_command_is_done_once_and_fails_when_its_handler_gives_what_no_outcome_can_say(plant: Plant, given: Any) -> None:
+    plant.gives = given
+    plant.on_call = lambda: plant.after(0.3)  # a step ends, whatever is chosen again
+    plant.command("c")
+    plant.command("next", "m-2")
+    plant.start().step()
+    assert plant.tried == ["c", "next"]
+    assert plant.outcomes() == [("c", "failed"), ("next", "failed")]
+    data = orjson.loads(plant.broker.values("machines.outcomes")[0] or b"")["data"]
+    assert Outcome.model_validate(data).detail.startswith("the handler returned ")
+    assert plant.letters() == []
+
+
+def test_a_failure_is_told_when_its_text_is_no_unicode(plant: Plant) -> None:
+    plant.down = {"m-1": ValueError("\udcff"), "m-2": ConnectionError("\udcff")}
+    plant.command("c-1", "m-1")
+    plant.command("c-2", "m-2")
+    plant.start(patience=Patience(attempts=1)).step()
+    assert plant.outcomes() == [("c-1", "failed"), ("c-2", "failed")]
 
 
 def test_nothing_is_done_twice_and_nothing_forgotten_when_partitions_move_while_it_waits(plant: Plant) -> None:

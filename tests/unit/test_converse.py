@@ -348,6 +348,7 @@ def test_an_answer_that_is_no_completion_is_a_failed_call(name: str) -> None:
         result = ask(server, Kept())
     assert (result.reply, result.why) == (None, "failed")
     assert result.explanation.startswith("m: no completion came")
+    assert result.taken.tokens_out == agent().max_tokens  # it may be billed
 
 
 def test_a_page_in_place_of_a_completion_is_a_failed_call() -> None:

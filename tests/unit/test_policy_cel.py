@@ -12,7 +12,7 @@ import pytest
 from contracts.errors import PolicyRefused
 from udfs.policy import cel_subset
 from udfs.policy.cel import Condition, Evaluation, bind, check, eval_condition, outcome
-from udfs.policy.cel_subset import pattern_problem
+from udfs.policy.cel_subset import pattern_parts, pattern_problem
 
 TYPES = {"amount": "double", "count": "int", "country": "string", "is_new": "bool"}
 
@@ -152,6 +152,12 @@ def test_every_problem_is_named_when_a_condition_has_several() -> None:
         "l.map(a, country + country) == []",
         "country.matches('a{101}')",
         "country.matches('" + "a" * 201 + "')",
+        "country.matches('(?:" + "." * 35 + "){100}')",
+        " || ".join(["country.matches('.{100}')"] * 3),
+        "[1, 2, 3].exists(a, country.matches('.{100}'))",
+        "(country" + " + country" * 16 + ").matches('.{15}')",
+        "[country" + " + country" * 16 + "].exists(a, l.exists(b, a.contains('x')))",
+        "l.exists(a, country.contains('x') || country.contains('y'))",
     ],
 )
 def test_a_condition_is_refused_when_its_time_or_depth_has_no_bound(
@@ -259,12 +265,27 @@ def test_eval_prints_a_value_or_an_error_when_a_condition_is_tried(
         ("(?P<n>a)", False), ("[[:alpha:]]", False), ("[a&&b]", False), ("[a[b]]", False),
         ("[--a]", False), ("a**", False), ("a{2}{3}", False), ("a{,2}", False), ("{", False),
         ("*a", False), ("a|*", False), (r"\Qa\E", False), ("a{101}", False), ("(a", False), ("a)", False),
+        ("^[A-Za-zÀ-ÿ' \\-]{1,64}$", True), ("(?:ab){66}", True), ("(?:ab){67}", False), ("(){100}", True),
+        ("((|)){67}", False), ("[abcdefghijklmnopqrstuvwxyz0123456789]{60}", True), (")", False), ("a){2}", False),
     ],
 )  # fmt: skip
 def test_a_regular_expression_is_admitted_when_both_dialects_read_it_alike(
     pattern: str, is_admitted: bool
 ) -> None:
     assert (pattern_problem(pattern) == "") is is_admitted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "parts"),
+    [
+        ("", 0), ("^ab$", 4), ("[a-z]", 1), ("a{3}", 3), ("a{3,7}b", 8), ("a{0}", 1), ("a*", 2), ("a{2,3}?", 4),
+        ("(?:ab)", 3), ("(ab){5}", 15), ("(a(b{2}c){3}){4}", 56), ("a|b", 3), (r"\.{9}", 9),
+        ("[abcdefghijklmnopqrstuvwxyz]{10}", 20), ("[abcdefghijklmnopqrstuvwxyz0123456789]{10}", 30),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_regular_expression_are_counted_with_every_repetition_written_out(pattern: str, parts: int) -> None:
+    assert pattern_problem(pattern) == ""
+    assert pattern_parts(pattern) == parts
 
 
 def test_the_operator_never_loads_the_checker_when_it_compiles_and_evaluates() -> None:

@@ -29,7 +29,7 @@ def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
     bad: list[Bad] = []
     governor = Governor(contract_of(case), max_hops=6, max_holds=case.get("max_holds", MAX_HOLDS))
     chain = entries(lines, bad)
-    again = list(replay(governor, chain, lines, played.outcomes, played.answers, {-1: policies}, played.proposals))
+    again = list(replay(governor, chain, lines, played.outcomes, played.answers, {-1: policies}))
     assert (bad, len(again)) == ([], len(lines)), "the entries of a case form a chain"
     return again
 
@@ -37,6 +37,30 @@ def remade(case: dict[str, Any], policies: PolicySet) -> list[Remade]:
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case["case"])
 def test_every_case_of_the_truth_table_comes_out_the_same_when_replayed(case: dict[str, Any]) -> None:
     assert all(again.is_same for again in remade(case, policies_of(case)))
+
+
+CONTENDING: dict[str, Any] = {
+    "policies": [
+        {"id": "may", "scope": {"actions": ["activate_cooling"]}, "arbitration": {"conflicts_with": ["activate_cooling"], "window_s": 10}},
+        {"id": "plan", "scope": {"actions": ["schedule_maintenance"]}},
+    ]
+}  # fmt: skip
+PLAN = {"action": "schedule_maintenance", "parameters": {"priority": "normal"}}
+
+
+def test_contests_are_made_again_from_the_decisions_about_their_members() -> None:
+    case = {**CONTENDING, "given": [{}, {"at": 1, "confidence": 0.95}, {**PLAN, "at": 2}, {**PLAN, "at": 60}]}
+    again = remade(case, policies_of(case))
+    notes = [each.recorded["data"].get("what") for each in again]
+    assert notes == ["contends", "contends", None, None, None, None]
+    assert all(each.is_same and each.is_replayable for each in again)
+
+
+def test_only_notes_of_a_contest_that_is_still_open_are_not_replayable_and_nothing_after_them_differs() -> None:
+    case = {**CONTENDING, "given": [{}, {"wall": 10}, {"at": 100}, {"at": 101}, {**PLAN, "at": 102}]}
+    again = remade(case, policies_of(case))
+    assert [each.is_replayable for each in again] == [True, True, False, False, True]
+    assert all(each.is_same for each in again)
 
 
 SAID_BESIDE = {

@@ -8,20 +8,24 @@ import orjson
 import pytest
 
 from contracts.domain import load_domain
+from contracts.policy import Policy, PolicySwitch
 from tests.unit.test_govern_truth_table import DEFAULTS, policies_of
 from udfs.policy import cases
 from udfs.policy.audit import Line, Period
 from udfs.policy.govern import Governor
+from udfs.policy.policy_log import Candidates, PolicyLog
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replayed import Replayed, SubjectLog, Terms
+from udfs.policy.subject import SubjectState
+from udfs.policy.writing import Place
 
 CONTRACT = load_domain("machines")
 CASE: dict[str, Any] = {"policies": [{"id": "may"}], "given": [{}, {"at": 60}, {"at": 120, "confidence": 0.99}]}
 STRICTER = policies_of({"policies": [{"id": "may", "when": "confidence > 0.95"}]})
 
 
-def lines(partition: int = 0) -> list[Line]:
-    played = cases.play(CONTRACT, policies_of(CASE), CASE, DEFAULTS, max_hops=6)
+def lines(partition: int = 0, case: dict[str, Any] = CASE) -> list[Line]:
+    played = cases.play(CONTRACT, policies_of(case), case, DEFAULTS, max_hops=6)
     return [Line(partition, n, b"m-1", decided.decision) for n, decided in enumerate(played.decided)]
 
 
@@ -89,3 +93,74 @@ def test_the_sum_of_what_was_found_apart_does_not_depend_on_the_order() -> None:
     (change,) = there.to_dict()["changes"]
     assert (change["before"], change["after"]) == ("allow allowed_by_policy", "deny no_policy_matched")
     assert (change["count"], change["outcomes"]) == (3, {"none yet": 3})
+
+
+CANDIDATES = Terms(by_bytes=False)
+CONTENDS = {"arbitration": {"conflicts_with": ["activate_cooling"], "window_s": 10}}
+CONTEST: dict[str, Any] = {
+    "policies": [{"id": "may", **CONTENDS}],
+    "given": [{}, {"at": 1, "confidence": 0.99}, {"wall": 10}, {"at": 60}, {"at": 120}],
+}
+
+
+def test_a_note_of_an_open_contest_is_told_apart_from_what_differs() -> None:
+    found = replayed(lines(case=CONTEST), policies_of(CONTEST))
+    assert counts(found) == (6, 0, 0)
+    assert (found.not_replayable, found.to_dict()["not_replayable"]) == (1, 1)
+    found.add(found.to_dict())
+    assert (found.decisions, found.not_replayable) == (12, 2)
+
+
+def test_candidates_are_compared_by_the_first_decision_of_each_proposal_also_when_its_contest_closed_later() -> None:
+    contest = lines(case=CONTEST)
+    assert counts(replayed(contest, policies_of(CONTEST), CANDIDATES)) == (3, 0, 0)
+    stricter = policies_of({"policies": [{"id": "may", "when": "confidence > 0.95", **CONTENDS}]})
+    found = replayed(contest, stricter, CANDIDATES)
+    assert counts(found) == (3, 2, 0), "the notes are no decisions"
+    assert {(change["before"], change["after"]) for change in found.to_dict()["changes"]} == {
+        ("deny lost_arbitration", "deny no_policy_matched"), ("allow allowed_by_policy", "deny no_policy_matched"),
+    }  # fmt: skip
+
+
+def test_candidates_are_compared_when_only_they_or_only_the_recorded_ones_arbitrate() -> None:
+    without = policies_of({"policies": [{"id": "may"}]})
+    (change,) = replayed(lines(case=CONTEST), without, CANDIDATES).to_dict()["changes"]
+    assert (change["before"], change["after"], change["count"]) == ("deny lost_arbitration", "allow allowed_by_policy", 1)
+    case = {**CONTEST, "policies": [{"id": "may"}]}
+    found = replayed(lines(case=case), policies_of(CONTEST), CANDIDATES)
+    assert {(change["before"], change["after"], change["count"]) for change in found.to_dict()["changes"]} == {
+        ("allow allowed_by_policy", "deny lost_arbitration", 1), ("allow allowed_by_policy", "contends", 1),
+    }  # fmt: skip
+
+
+def test_what_people_led_to_is_not_compared_with_candidates() -> None:
+    case = {
+        "policies": [{"id": "wait", "verdict": "hold"}],
+        "given": [
+            {}, {"answer_to": 0, "answer": "approve", "by": "ada"},
+            {"override": "activate_cooling", "by": "edsger", "parameters": {"duration_s": 60}, "reason": "smoke"},
+        ],
+    }  # fmt: skip
+    assert counts(replayed(lines(case=case), policies_of({"policies": [{"id": "may"}]}), CANDIDATES)) == (1, 1, 0)
+
+
+def test_what_was_paused_is_paused_under_candidates_too_until_it_was_resumed() -> None:
+    may = Policy(policy_id="may", version=1, status="active", when="true", verdict="allow", reason="r")
+    events = [may, PolicySwitch(paused=True, agent="a"), PolicySwitch(paused=True), PolicySwitch(paused=False, agent="a"), PolicySwitch(paused=False)]
+    log = PolicyLog(
+        [
+            (offset, orjson.dumps({"type": event.event_type, "data": event.model_dump(mode="json")}))
+            for offset, event in enumerate(events)
+        ],
+        CONTRACT.policy_variables(),
+    )
+    governor, state, decisions = Governor(CONTRACT, max_hops=6), SubjectState(), []
+    for offset in range(len(events)):
+        proposal = governor.read.proposal(b"m-1", cases.proposal("machines", "m-1", DEFAULTS, offset))
+        (decided,) = governor.decide(state, proposal, log[offset], Place(0, offset, policies_offset=offset))
+        decisions.append(Line(0, offset, b"m-1", decided.decision))
+    reasons = [orjson.loads(line.value or b"")["data"]["reason"] for line in decisions]
+    assert reasons == ["allowed_by_policy", "paused", "paused", "paused", "allowed_by_policy"]
+    found = Replayed()
+    found.replay(governor, SubjectLog(decisions), Candidates([may], log), CANDIDATES)
+    assert counts(found) == (5, 0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from udfs.samples import evidence_in, last_deploy, suspects_in, symptom_in, worst_of
+from udfs.samples import evidence_in, last_deploy, nodes_in, suspects_in, symptom_in, worst_of
 
 CALLS = "web\tshop\nshop\tdb\n"
 
@@ -28,6 +28,17 @@ def test_only_the_sample_asked_for_counts() -> None:
 def test_the_sample_before_tells_whether_what_nobody_calls_is_off_twice() -> None:
     assert symptom_in([row(1000, "web", 9), row(2000, "web", 9)], CALLS, 2000) == row(2000, "web", 9)
     assert symptom_in([row(1000, "web", 1), row(2000, "web", 9)], CALLS, 2000) is None
+
+
+def test_a_node_is_told_of_in_a_sample_when_a_row_of_it_says_more_than_traffic() -> None:
+    rows = [*CALM, row(2000, "shop", 0.1), row(2000, "db", 0.1), row(2000, "web", 30, metric="requests", weak="weak")]
+    assert nodes_in(rows, 1000) == "db\tshop\tweb"
+    assert nodes_in(rows, 2000) == "db\tshop"
+
+
+def test_no_node_is_told_of_when_other_facts_pushed_the_sample_out() -> None:
+    assert nodes_in([*CALM, None], 2000) == ""
+    assert nodes_in([None], None) == ""
 
 
 def test_suspects_are_listed_by_tab() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from contracts.approval import Person
 from contracts.errors import StateRefused
 from contracts.model import ModelAlias
 from contracts.prompt import Prompt
@@ -101,3 +102,13 @@ def test_what_has_cooled_down_is_forgotten_when_something_else_fails() -> None:
         state.clock_ms += 10
         state.report(Reported("s", "c", has_failed=True, event_ms=state.clock_ms, cost=None), n)
     assert sorted(state.cooling_ms) == [f"restart node-{n}" for n in range(95, 100)]
+
+
+def test_an_approval_of_before_keys_were_kept_counts_while_its_person_is_active() -> None:
+    old = next(text for name, version, text in RECORDED if (name, version) == ("govern/subject", 2) and "approved_by" in text)
+    (hold,) = SubjectState.from_json(old.replace('"approved_by":[]', '"approved_by":["ada"]')).holds.values()
+    ada = Person(person="ada", roles=(), public_key="k" * 43)
+    hold.keep_approvers({"ada": ada})
+    assert [each.person for each in hold.requires[0].approved_by] == ["ada"]
+    hold.keep_approvers({"ada": ada.model_copy(update={"is_active": False})})
+    assert hold.requires[0].approved_by == []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from contracts.approval import Answer
+from contracts.approval import Answer, Person
 from contracts.envelope import format_time_ms
 from contracts.policy import Approval, Deadline
 from udfs.policy.reading import Incoming, Word
@@ -37,6 +37,24 @@ def deadline_ms(asked_ms: int, deadline: Deadline) -> int:
 
 
 @dataclass
+class Approver:
+    """Who approved, by which key and which of the roles asked for. Without key: of before keys were kept."""
+
+    person: str
+    public_key: str | None
+    roles: list[str]
+
+    def may_still(self, people: Mapping[str, Person]) -> bool:
+        """Whether the approval counts as people are now: a key that was replaced may have been stolen."""
+        now = people.get(self.person)
+        if now is None or not now.is_active:
+            return False
+        if self.public_key is None:
+            return True
+        return now.public_key == self.public_key and not set(self.roles).isdisjoint(now.roles)
+
+
+@dataclass
 class Requirement:
     """What one policy asks of people, and who has approved for it so far."""
 
@@ -47,25 +65,34 @@ class Requirement:
     not_by: list[str]
     deadline_ms: int
     later: list[dict[str, Any]]
-    approved_by: list[str] = field(default_factory=list)
+    approved_by: list[Approver] = field(default_factory=list)
 
     @classmethod
     def ask(
-        cls, policy_id: str, version: int, terms: Approval, values: Mapping[str, object], now_ms: int
-    ) -> Requirement:
-        """`values`: the variables of the proposal, for `not_by`."""
-        named = [values.get(name) for name in terms.not_by]
+        cls, policy_id: str, version: int, terms: Approval, values: Mapping[str, object], now_ms: int,
+        excluded: Collection[str] = (),
+    ) -> Requirement:  # fmt: skip
+        """`values`: the variables of the proposal, for `not_by`; `excluded`: who may not, whatever these name."""
+        named = [*excluded, *(values.get(name) for name in terms.not_by)]
         return cls(
             policy_id, version, list(terms.roles), terms.approvers,
             sorted({str(name) for name in named if name is not None}),
             deadline_ms(now_ms, terms), [later.model_dump(mode="json") for later in terms.escalate],
         )  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Requirement:
+        return cls(**{**raw, "approved_by": [Approver(**each) for each in raw["approved_by"]]})
+
     def is_met(self) -> bool:
         return len(self.approved_by) >= self.approvers
 
     def takes(self, person: str, roles: Sequence[str]) -> bool:
         return not set(self.roles).isdisjoint(roles) and person not in self.not_by
+
+    def approve(self, person: Person) -> None:
+        by_roles = sorted(set(self.roles).intersection(person.roles))
+        self.approved_by.append(Approver(person.person, person.public_key, by_roles))
 
     def escalate(self, now_ms: int) -> bool:
         """Ask the next roles from `now_ms` on; False when there are none."""
@@ -104,7 +131,7 @@ class Hold:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Hold:
-        return cls(**{**raw, "requires": [Requirement(**each) for each in raw["requires"]]})
+        return cls(**{**raw, "requires": [Requirement.from_dict(each) for each in raw["requires"]]})
 
     def incoming(self) -> Incoming:
         return Incoming.from_dict(self.proposal)
@@ -126,6 +153,15 @@ class Hold:
     def policies(self) -> frozenset[tuple[str, int]]:
         return frozenset((each.policy_id, each.version) for each in self.requires)
 
+    def excluded(self) -> set[str]:
+        """Whom `not_by` names: they may not approve it, nor change it into what others or a rule would allow."""
+        return {name for each in self.requires for name in each.not_by}
+
+    def approvers(self) -> list[str]:
+        """Whose approvals count, in the order they came."""
+        counting = {each.person for requirement in self.requires for each in requirement.approved_by}
+        return list(dict.fromkeys(each["person"] for each in self.answers if each["person"] in counting))
+
     def refuses(self, word: Word) -> str | None:
         """Why this answer does not count; None when it does."""
         answer, person = word.data, word.person
@@ -139,10 +175,12 @@ class Hold:
             return f"expected a role of {wanted}, {name} has {sorted(roles)}"
         if answer.action_digest != self.digest:
             return f"it is for another action: expected digest {self.digest}, came {answer.action_digest}"
+        if answer.answer != "refuse" and name in editors:
+            return f"{name} changed the action and may not {answer.answer} it"
+        if answer.answer == "edit" and name in self.excluded():
+            return f"{name} handled it and may not edit it"
         if answer.answer == "approve":
-            if name in editors:
-                return f"{name} changed the action and may not approve it"
-            if any(name in each.approved_by for each in self.requires):
+            if name in self.approvers():
                 return f"{name} has approved it already"
             if not any(each.takes(name, roles) for each in self.requires if not each.is_met()):
                 return f"{name} handled it and may not approve it"
@@ -161,12 +199,12 @@ class Hold:
         if answer.answer == "approve":
             for each in self.requires:
                 if not each.is_met() and each.takes(answer.person, word.person.roles):
-                    each.approved_by.append(answer.person)
+                    each.approve(word.person)
 
-    def keep_approvers(self, may_still: Callable[[str], bool]) -> None:
-        """Approvals of people who have left since count no more."""
+    def keep_approvers(self, people: Mapping[str, Person]) -> None:
+        """Approvals count no more whose people have left since, have another key, or lost the role they had."""
         for each in self.requires:
-            each.approved_by = [name for name in each.approved_by if may_still(name)]
+            each.approved_by = [approver for approver in each.approved_by if approver.may_still(people)]
 
     def told(self) -> dict[str, object]:
         """As contracts/decision.py `Asked`."""

@@ -22,7 +22,8 @@ from contracts.errors import PolicyProblem
 
 # ------------------------------------------------------------------------------------ the table
 
-# Bounds: what is within them parses on a 256 KiB stack and evaluates in milliseconds at worst.
+# Bounds: what is within them parses on a 256 KiB stack. The slowest admitted condition that was found takes 60 ms: two
+# matches of '.?😀?[^...]{100}.?x' against 4096 characters of four bytes, each with 100 states alive at each byte.
 MAX_CHARACTERS: Final = 4096  # of an expression, and of each string a variable holds
 MAX_TOKENS: Final = 600
 MAX_BRACKETS: Final = 20  # nested; the Rust parser overflows a 512 KiB stack at 100
@@ -30,9 +31,11 @@ MAX_NODES: Final = 500
 MAX_ELEMENTS: Final = 256  # of a list or map a variable holds, nested ones counted in
 MAX_CONCATENATIONS: Final = 16
 MAX_MACRO_DEPTH: Final = 2
-MAX_COST: Final = 50_000  # steps; one step is 0.1 to 0.3 us
-MATCH_COST: Final = 200  # the Rust engine compiles the regular expression at every reading
+MAX_COST: Final = 50_000  # steps; one step is 0.1 to 0.3 us, of a match 1.2 us at worst
+MATCH_COST: Final = 200  # of each part of a regular expression: compiled at every reading, tried at every byte
+SEARCH_COST: Final = 100  # of contains: 8 to 30 us over MAX_CHARACTERS of four bytes
 MAX_PATTERN_CHARACTERS: Final = 200
+MAX_PATTERN_PARTS: Final = 200  # letters, signs and classes, every repetition written out
 MAX_REPETITION: Final = 100  # product of all {n,m} of one regular expression
 
 VALUE_TYPES: Final = frozenset({
@@ -448,11 +451,28 @@ _PATTERN: Final = re.compile(
 )
 
 
+def pattern_parts(pattern: str) -> int:
+    """How many letters, signs and classes an admitted `pattern` has once every repetition is written out."""
+    groups = [[0]]  # the parts of each item, by open group
+    for match in _PATTERN.finditer(pattern):
+        part = match.group()
+        if part.startswith("("):
+            groups.append([1])
+        elif part == ")" and len(groups) > 1:
+            group = groups.pop()
+            groups[-1].append(sum(group))
+        elif match["low"]:
+            groups[-1][-1] *= max(int(match["high"] or match["low"]), 1)
+        else:
+            groups[-1].append(1 + len(part) // 16)  # a long class takes many states
+    return sum(map(sum, groups))
+
+
 def pattern_problem(pattern: str) -> str:
     """Why the engines may not agree on this regular expression; empty when they do.
 
     Left out: \\d \\w \\s \\b and (?i) (Unicode in one engine, ASCII in the other), set operations
-    and classes within classes, repeated repetition, and repetition past MAX_REPETITION.
+    and classes within classes, repeated repetition, and what is too long once it is written out.
     """
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         return f"more than {MAX_PATTERN_CHARACTERS} characters"
@@ -466,6 +486,8 @@ def pattern_problem(pattern: str) -> str:
         offset = match.end()
     if repetition > MAX_REPETITION:
         return f"{repetition} repetitions in all"
+    if (parts := pattern_parts(pattern)) > MAX_PATTERN_PARTS:
+        return f"{parts} letters, signs and classes with every repetition written out (at most {MAX_PATTERN_PARTS})"
     try:
         re.compile(pattern)
     except re.error as error:
@@ -507,7 +529,9 @@ class _Rules:
                 return self._loop(node, bound, depth)
         steps = sum(self.visit(child, bound, depth) for child in node.children)
         if "matches_string" in node.overloads:
-            return steps + MATCH_COST
+            return steps + MATCH_COST * (1 + pattern_parts(str(node.children[-1].value)))
+        if "contains_string" in node.overloads:
+            return steps + SEARCH_COST
         is_wide = any(_is_container(child.type) for child in node.children)
         return steps + (sum(map(_length, node.children)) if is_wide else 1)
 
@@ -690,6 +714,7 @@ def violations(
     if tree.type not in ("bool", "dyn"):
         rules.refuse(Node(), "a condition (bool)", tree.type)
     cost = rules.visit(tree, (), 0)
+    cost *= 1 + rules.concatenations  # what is read is as much longer than a variable may be
     if rules.nodes > MAX_NODES:
         rules.refuse(tree, f"at most {MAX_NODES} operations and values", f"{rules.nodes}")
     if cost > MAX_COST:

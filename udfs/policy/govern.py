@@ -154,7 +154,7 @@ class Governor:
 
     def _conclude(
         self, state: SubjectState, proposal: Incoming, policies: PolicySet, place: Place, ruling: Ruling,
-        *, decision_id: str, cause_id: str, proposed_at: tuple[int, int], instead_of: str | None = None,
+        *, decision_id: str, cause_id: str, proposed_at: tuple[int, int], instead_of: Hold | None = None,
     ) -> Decided:  # fmt: skip
         """The decision of a ruling, with all that follows: what is remembered, asked, commanded."""
         command_id, settlement = None, None
@@ -221,17 +221,18 @@ class Governor:
 
     def _hold(
         self, proposal: Incoming, ruling: Ruling, approval_id: str, place: Place,
-        proposed_at: tuple[int, int], instead_of: str | None,
+        proposed_at: tuple[int, int], instead_of: Hold | None,
     ) -> Hold:  # fmt: skip
         assert ruling.judgement is not None  # only policies hold
         values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        excluded = instead_of.excluded() if instead_of is not None else ()  # an edit takes nobody's name away
         return Hold(
             approval_id, proposal.to_dict(), None if ruling.replaced is None else dict(ruling.replaced),
             [
-                Requirement.ask(policy_id, version, terms, values, place.wall_ms)
+                Requirement.ask(policy_id, version, terms, values, place.wall_ms, excluded)
                 for policy_id, version, terms in ruling.judgement.asks
             ],
-            place.wall_ms, *proposed_at, instead_of,
+            place.wall_ms, *proposed_at, instead_of.approval_id if instead_of is not None else None,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------- step 7: arbitration
@@ -316,6 +317,7 @@ class Governor:
             ended = state.closed.get(answer.approval_id)
             why = f"{answer.approval_id} {ended}" if ended else f"no action {answer.approval_id} is held here"
             return [*done, self._note_refused(state, word, answer, None, why, place)]
+        hold.keep_approvers(policies.people)
         if (refused := hold.refuses(word)) is not None:
             return [*done, self._note_refused(state, word, answer, hold, refused, place)]
         match answer.answer:
@@ -326,7 +328,6 @@ class Governor:
                 told = f"{answer.person} refused it" + (f": {answer.reason}" if answer.reason else "")
                 return [*done, self._end(state, hold, Reason.REFUSED, told, policies, place, word.id)]
         hold.count(word)
-        hold.keep_approvers(lambda name: name in policies.people and policies.people[name].is_active)
         if hold.is_met():
             return [*done, self._release(state, hold, policies, place, word.id)]
         missing = "; ".join(
@@ -362,7 +363,7 @@ class Governor:
         """Enough people approved: steps 2 to 6 again, as everything is now."""
         proposal = hold.incoming()
         ruling = self._stale_or_ruled(state, proposal, policies, hold.policies())
-        names = ", ".join(str(each["person"]) for each in hold.answers)
+        names = ", ".join(hold.approvers())
         if ruling.verdict == "hold" and ruling.reason is not Reason.POLICY_ERROR:
             # Other policies ask now, or other versions: what people said was not said to these.
             told = f"approved by {names}, under policies that have changed since; {ruling.told}"
@@ -370,7 +371,7 @@ class Governor:
             return self._conclude(
                 state, proposal, policies, place, ruling._replace(told=told, replaced=hold.replaced),
                 decision_id=derive_id(hold.approval_id, STAGE, "asked-anew"), cause_id=cause_id,
-                proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
+                proposed_at=(hold.partition, hold.offset), instead_of=hold,
             )  # fmt: skip
         if ruling.verdict == "allow" and ruling.reason is Reason.ALLOWED:
             ruling = ruling._replace(reason=Reason.APPROVED, told=f"approved by {names}; {ruling.told}")
@@ -412,7 +413,7 @@ class Governor:
         )  # fmt: skip
         anew = self._conclude(
             state, edited, policies, place, ruling, decision_id=new_id, cause_id=word.id,
-            proposed_at=(hold.partition, hold.offset), instead_of=hold.approval_id,
+            proposed_at=(hold.partition, hold.offset), instead_of=hold,
         )  # fmt: skip
         return [ended, anew]
 

@@ -26,10 +26,10 @@ class PolicyLog(Mapping[int, PolicySet]):
                 self._events.append((offset, read_policy_event(value, variables)))
         self._sets: dict[int, PolicySet] = {}
 
-    @property
-    def arbitrates(self) -> bool:
-        """Whether any policy ever let proposals contend."""
-        return any(isinstance(event, Policy) and event.arbitration is not None for _, event in self._events)
+    def switches(self, offset: int) -> list[PolicySwitch]:
+        """The switches as they were after the record of an offset."""
+        found = [event for place, event in self._events if place <= offset and isinstance(event, PolicySwitch)]
+        return list({(each.agent, each.action, each.subject): each for each in found}.values())
 
     def __getitem__(self, offset: int) -> PolicySet:
         if offset not in self._sets:
@@ -48,18 +48,18 @@ class PolicyLog(Mapping[int, PolicySet]):
 
 
 class Candidates(Mapping[int, PolicySet]):
-    """The same policies, all of them active, whatever the offset; the people as they were."""
+    """The same policies, all of them active, whatever the offset; pauses and people as they were."""
 
     def __init__(self, policies: Sequence[Policy], recorded: PolicyLog) -> None:
         self._policies = [policy.model_copy(update={"status": "active"}) for policy in policies]
         self._recorded = recorded
-        self._sets: dict[tuple[Person, ...], PolicySet] = {}
+        self._sets: dict[int, PolicySet] = {}
 
     def __getitem__(self, offset: int) -> PolicySet:
-        people = tuple(self._recorded[offset].people.values())
-        if people not in self._sets:
-            self._sets[people] = PolicySet.compile(self._policies, people=people)
-        return self._sets[people]
+        if offset not in self._sets:
+            people = self._recorded[offset].people.values()
+            self._sets[offset] = PolicySet.compile(self._policies, self._recorded.switches(offset), people)
+        return self._sets[offset]
 
     def __iter__(self) -> Iterator[int]:
         return iter(())

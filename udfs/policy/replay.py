@@ -6,9 +6,9 @@ made (`Inputs`), so the order in which `govern` happened to read its topics is r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from contracts.decision import Grant, Noted
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
 from contracts.proposal import Proposal
+from udfs.policy.arbitration import Contest
 from udfs.policy.audit import Line
 from udfs.policy.govern import Governor, NeedsGrant
 from udfs.policy.policy_set import PolicySet
@@ -25,17 +26,28 @@ from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided, Place
 from udfs.wide_limits.core import as_grant
 
+_NEVER_MS = 2**62
 # What a proposal may say beside its action, and its decision repeats (Writer.decision).
 _SAID_BESIDE = ("reasoned", "fallback", "suspects", "evidence")
 
 
 @dataclass(frozen=True)
 class Remade:
-    """A recorded decision and what it is now."""
+    """A recorded entry and what it is now.
+
+    `made`: all that came of its trigger, told with the first entry that names the trigger. Not replayable is
+    a note that a proposal contends as long as nothing was decided about it: only decisions tell proposals.
+    """
 
     recorded: dict[str, Any]
     remade: dict[str, Any]
     is_same: bool
+    made: tuple[bytes, ...] = ()
+    is_replayable: bool = True
+
+
+class _StillContends(Exception):
+    """The contest that a note tells of is open at the end of the chain."""
 
 
 def proposal_in(decision: Mapping[str, Any]) -> Incoming:
@@ -84,20 +96,20 @@ def replay(
     outcomes: Sequence[tuple[int, Reported]],
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
     policies_at: Mapping[int, PolicySet],
-    contending: Mapping[int, tuple[bytes | None, bytes | None]] = MappingProxyType({}),
 ) -> Iterator[Remade]:
     """One subject's entries in order, each made again; one that `govern` could not have made comes out as nothing.
 
-    `chain`: the entries, each with what it says, taken one by one; `lines`: all of them at once, for
-    grants, which stand in entries further on. `outcomes`: the subject's, with their offsets, in order. `answers`: key and value of the records
-    of its approvals partition, by offset. `policies_at`: the policies as they were after the record
-    of each offset that an entry names. `contending`: like `answers`, of the proposals that contended.
+    `chain`: the entries, each with what it says, taken one by one; `lines`: all of them at once, for grants
+    and proposals that contend, which stand in entries further on. `outcomes`: the subject's, with their offsets,
+    in order. `answers`: key and value of the records of its approvals partition, by offset. `policies_at`: the
+    policies as they were after the record of each offset that an entry names.
     """
     state = SubjectState()
     settled = 0
     pending: list[bytes] = []
     made_from: object = None
     for number, (line, recorded) in enumerate(chain):
+        made: tuple[bytes, ...] = ()
         try:
             inputs = recorded["data"]["inputs"]
             came_from = (inputs["trigger"], inputs["answer_offset"], inputs["wall_time"], inputs["policies_offset"])
@@ -109,16 +121,29 @@ def replay(
                     settled += 1
                 state.versions.update(inputs["versions"])
                 done, state = _with_grants(
-                    governor, state, recorded, lines, number, answers, contending,
-                    policies_at[inputs["policies_offset"]],
-                )  # fmt: skip
-                pending = [each.decision for each in done]
+                    governor, state, recorded, lines, number, answers, policies_at[inputs["policies_offset"]]
+                )
+                made = tuple(each.decision for each in done)
+                # What the proposal's event time ended has entries of its own.
+                pending = list(made[-1:] if inputs["trigger"] == "proposal" else made)
                 made_from = came_from
+        except _StillContends:
+            pending = []
+            _pass_over(state, line, recorded["data"])
+            yield Remade(recorded, recorded, is_same=True, is_replayable=False)
+            continue
         except (KeyError, TypeError, ValueError, AttributeError):  # no entry that `govern` writes
             pending = []
         remade = pending.pop(0) if pending else b"null"
         is_same = remade == line.value
-        yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same)
+        yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same, made)
+
+
+def _pass_over(state: SubjectState, line: Line, noted: Mapping[str, Any]) -> None:
+    """The state after a note that cannot be made again. Who contends is unknown: it counts, conflicts with nothing and stays."""
+    state.go_on_to(parse_time_ms(noted["event_time"]))
+    state.contests.append(Contest(_NEVER_MS, _NEVER_MS, [[{"data": {"action": ""}}, 0, 0, [], None]]))
+    state.decisions, state.head = noted["entry"]["number"], hashlib.sha256(line.value or b"").hexdigest()
 
 
 def _with_grants(
@@ -128,7 +153,6 @@ def _with_grants(
     lines: Sequence[Line],
     number: int,
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
-    contending: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
 ) -> tuple[list[Decided], SubjectState]:
     """The same, wider limits answering as they did; a claim nobody made then (candidates) is granted."""
@@ -138,7 +162,7 @@ def _with_grants(
     grants: dict[str, Grant] = {}
     while True:
         try:
-            return _again(governor, state, recorded, answers, contending, policies, grants), state
+            return _again(governor, state, recorded, lines, number, answers, policies, grants), state
         except NeedsGrant as needed:
             grants[needed.claim.claim_id] = _recorded_grant(needed.claim.claim_id, lines[number : number + 256])
             if before is not None:
@@ -153,12 +177,22 @@ def _recorded_grant(claim_id: str, lines: Sequence[Line]) -> Grant:
     return Grant(claim_id=claim_id, is_granted=True)
 
 
+def _contender(proposal_id: str, lines: Sequence[Line], number: int) -> Incoming:
+    """The proposal that contends, out of the first decision about it. Raises _StillContends while there is none."""
+    for later in range(number + 1, len(lines)):
+        decision = orjson.loads(lines[later].value or b"{}")
+        if decision["data"].get("proposal_id") == proposal_id:
+            return proposal_in(decision)
+    raise _StillContends
+
+
 def _again(
     governor: Governor,
     state: SubjectState,
     recorded: Mapping[str, Any],
+    lines: Sequence[Line],
+    number: int,
     answers: Mapping[int, tuple[bytes | None, bytes | None]],
-    contending: Mapping[int, tuple[bytes | None, bytes | None]],
     policies: PolicySet,
     grants: Mapping[str, Grant],
 ) -> list[Decided]:
@@ -171,11 +205,8 @@ def _again(
             grants,
         )  # fmt: skip
         is_note = recorded["type"] == Noted.event_type
-        try:
-            proposal = governor.read.proposal(*contending[place.offset]) if is_note else proposal_in(recorded)
-        except (KeyError, BadInput):  # the proposal is gone
-            return []
-        return governor.decide(state, proposal, policies, place)[-1:]
+        proposal = _contender(recorded["data"]["about"], lines, number) if is_note else proposal_in(recorded)
+        return governor.decide(state, proposal, policies, place)
     if inputs["trigger"] == "event_time":
         place = Place(policies_offset=inputs["policies_offset"], wall_ms=wall_ms, grants=grants)
         clock_ms = parse_time_ms(recorded["data"]["decided_at_event_time"])

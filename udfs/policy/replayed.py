@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,14 @@ class SubjectLog:
     decisions: list[Line] = field(default_factory=list)
     outcomes: list[Line] = field(default_factory=list)
     approvals: list[Line] = field(default_factory=list)
-    proposals: list[Line] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Terms:
     """How decisions are compared, and which are reported.
 
-    by_bytes: every byte of every entry must come out as recorded. Otherwise (candidates) decisions about
-    proposals are compared by verdict, reason and action. allows_repeats: as in udfs/policy/audit.py.
+    by_bytes: every byte of every entry must come out as recorded. Otherwise (candidates) the first decision about
+    each proposal, whenever it was made, is compared by verdict, reason and action. allows_repeats: as in udfs/policy/audit.py.
     """
 
     by_bytes: bool = True
@@ -62,10 +61,15 @@ class Change:
 
 @dataclass
 class Replayed:
-    """What a replay found. `changes` groups decisions that came out otherwise; sums can be added."""
+    """What a replay found. `changes` groups decisions that came out otherwise; sums can be added.
+
+    `decisions`: how many entries were made again; `not_replayable`: those that cannot be yet, as their contests
+    are open.
+    """
 
     decisions: int = 0
     different: int = 0
+    not_replayable: int = 0
     broken_chains: int = 0
     changes: dict[Key, Change] = field(default_factory=dict)
 
@@ -73,6 +77,7 @@ class Replayed:
         return {
             "decisions": self.decisions,
             "different": self.different,
+            "not_replayable": self.not_replayable,
             "broken_chains": self.broken_chains,
             "changes": [
                 {
@@ -90,6 +95,7 @@ class Replayed:
         """Add what was found elsewhere, as `to_dict` gives it."""
         self.decisions += found["decisions"]
         self.different += found["different"]
+        self.not_replayable += found["not_replayable"]
         self.broken_chains += found["broken_chains"]
         for raw in found["changes"]:
             key = (raw["action"], raw["before"], raw["after"], raw["policies"])
@@ -119,37 +125,76 @@ class Replayed:
             reported.command_id: "failed" if reported.has_failed else "succeeded" for _, reported in outcomes
         }
         answers = {line.offset: (line.key, line.value) for line in log.approvals}
-        contending = {line.offset: (line.key, line.value) for line in log.proposals}
-        covers, is_always = terms.period.covers, terms.period == ALWAYS
-        for remade in replay(governor, chain, here, outcomes, answers, policies_at, contending):
-            data = remade.recorded["data"]
-            if not is_always and not covers(data.get("event_time")):
-                continue
-            if not terms.by_bytes and (data.get("inputs") or {}).get("trigger") != "proposal":
-                continue
-            self.decisions += 1
-            if not remade.is_same and (terms.by_bytes or _said(remade.recorded) != _said(remade.remade)):
-                self.different += 1
-                self._enter(remade, statuses)
+        again = replay(governor, chain, here, outcomes, answers, policies_at)
+        if terms.by_bytes:
+            self._compare_bytes(again, terms.period, statuses)
+        else:
+            self._compare_first(again, terms.period, statuses)
         is_whole = not bad and not is_split
         self.broken_chains += not is_whole
         return is_whole
 
-    def _enter(self, remade: Remade, statuses: Mapping[str, str]) -> None:
-        before, after = remade.recorded["data"], remade.remade.get("data") or {}
+    def _compare_bytes(self, again: Iterable[Remade], period: Period, statuses: Mapping[str, str]) -> None:
+        """Every entry, byte by byte."""
+        is_always = period == ALWAYS
+        for remade in again:
+            if not is_always and not period.covers(remade.recorded["data"].get("event_time")):
+                continue
+            if not remade.is_replayable:
+                self.not_replayable += 1
+                continue
+            self.decisions += 1
+            if not remade.is_same:
+                self._enter(remade.recorded, remade.remade, statuses)
+
+    def _compare_first(self, again: Iterable[Remade], period: Period, statuses: Mapping[str, str]) -> None:
+        """The first decision about each proposal. Recorded and remade may come of different triggers: only one contended."""
+        recorded: dict[str, dict[str, Any]] = {}
+        remade: dict[str, dict[str, Any]] = {}
+        waiting: dict[str, dict[str, Any]] = {}
+        for entry in again:
+            found = [(recorded, entry.recorded), *((remade, orjson.loads(text)) for text in entry.made)]
+            for events, event in found:
+                if (proposal_id := _decided(event)) is not None:
+                    events[proposal_id] = event
+                    if proposal_id in recorded and proposal_id in remade:
+                        self._compare(recorded.pop(proposal_id), remade.pop(proposal_id), period, statuses)
+                elif events is remade and event["data"].get("what") == "contends":
+                    waiting[event["data"]["about"]] = event
+        for proposal_id, event in recorded.items():  # not decided about now
+            self._compare(event, waiting.get(proposal_id, {}), period, statuses)
+
+    def _compare(
+        self, recorded: dict[str, Any], remade: dict[str, Any], period: Period, statuses: Mapping[str, str]
+    ) -> None:
+        if period.covers(recorded["data"].get("event_time")):
+            self.decisions += 1
+            if _said(recorded) != _said(remade):
+                self._enter(recorded, remade, statuses)
+
+    def _enter(self, recorded: dict[str, Any], remade: dict[str, Any], statuses: Mapping[str, str]) -> None:
+        self.different += 1
+        before, after = recorded["data"], remade.get("data") or {}
         spoke = after.get("policies") or before.get("policies") or ()
         policies = ", ".join(f"{p['policy_id']}@{p['version']}" for p in spoke)
-        (said, action), (says, _) = _said(remade.recorded), _said(remade.remade)
+        (said, action), (says, _) = _said(recorded), _said(remade)
         lost = {}
         if before.get("command_id") and not after.get("command_id"):
             lost = {statuses.get(before["command_id"], "none yet"): 1}
         change = self.changes.setdefault((action, said, says, policies), Change())
-        change.add(1, lost, [str(remade.recorded["id"])])
+        change.add(1, lost, [str(recorded["id"])])
 
 
 def _reported(governor: Governor, lines: Sequence[Line]) -> list[tuple[int, Reported]]:
     read = ((line.offset, governor.read.outcome(line.key, line.value)) for line in lines)
     return [(offset, reported) for offset, reported in read if reported is not None]
+
+
+def _decided(event: Mapping[str, Any]) -> str | None:
+    """The proposal that this is the first decision about; None for notes, and for what came of people's words."""
+    data = event["data"]
+    proposal_id = data.get("proposal_id")
+    return str(proposal_id) if "verdict" in data and event.get("causationid") == proposal_id else None
 
 
 def _said(event: Mapping[str, Any]) -> tuple[str, str]:

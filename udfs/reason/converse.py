@@ -273,7 +273,11 @@ async def _request(
                 raise
             except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
                 raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
-    completion = _read_completion(answer.content)
+    try:
+        completion = _read_completion(answer.content)
+    except _NoAnswer:  # it may be billed all the same
+        taken.assume(len(request) // 3, agent.max_tokens, question.prices)
+        raise
     text = completion.text[:_MAX_REPLY]
     tokens_in, tokens_out = _tokens(completion.usage, "prompt_tokens", request), _tokens(completion.usage, "completion_tokens", text)
     return Exchange(

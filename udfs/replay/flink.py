@@ -47,7 +47,7 @@ class Replay(KeyedProcessFunction):
         self._policies_at: Mapping[int, PolicySet] = log
         if self._candidates is not None:
             self._policies_at = Candidates([Policy.model_validate_json(text) for text in self._candidates], log)
-        self._names = {topic(name).of(self._domain): name for name in ("decisions", "outcomes", "approvals", "proposals")}
+        self._names = {topic(name).of(self._domain): name for name in ("decisions", "outcomes", "approvals")}
         self._logs: dict[Any, SubjectLog] = {}
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[str]:
@@ -64,7 +64,7 @@ class Replay(KeyedProcessFunction):
         log = self._logs.pop(_subject(ctx))
         if not log.decisions:
             return
-        for lines in (log.decisions, log.outcomes, log.approvals, log.proposals):
+        for lines in (log.decisions, log.outcomes, log.approvals):
             lines.sort(key=lambda line: (line.partition, line.offset))
         found = Replayed()
         found.replay(self._governor, log, self._policies_at, self._terms)
