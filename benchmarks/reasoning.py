@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,10 @@ import orjson
 import psutil
 from rich.console import Console
 
-from benchmarks.bed import Arrivals, bench_home, load, prepared, start_load, wait_until
+from benchmarks.bed import Arrivals, bench_home, finish_load, load, prepared, start_load, wait_until
 from contracts.domain import load_domain
 from contracts.envelope import derive_id
+from contracts.errors import JobFailed
 from contracts.exchange import Concluded, Exchange
 from contracts.prompt import Prompt
 from contracts.topics import topic
@@ -153,30 +155,69 @@ def _cpu_percent(process: psutil.Process, seconds: int) -> float:
 
 
 def killed(in_flight: int = 200) -> dict[str, float]:
-    """`kill -9` of the TaskManager with so many calls in flight: what was answered, what was paid twice."""
+    """`kill -9` of the TaskManager with so many calls in flight: what was answered, what was paid twice.
+
+    Of the situations around the blow alone: those that warmed the job up were answered before it. `in_flight`,
+    `requests`, `requests_repeated` and `paid_again` are the model server's own counts; `paid_again` may hold replies
+    that the blow kept from being recorded.
+    """
     with reasoning(2000, checkpoint_ms=1000) as (home, bootstrap, server):
+        before = server.stats()
         clients = start_load(home, "situations", in_flight * 5, rate=in_flight / 2, run="timed")
-        wait_until(lambda: server.stats()["requests"] >= WARM + in_flight * 2, lambda: "calls", timeout_s=60)
+        wait_until(lambda: server.stats()["requests"] - before["requests"] >= in_flight * 2, lambda: "calls", timeout_s=60)
         processes = home.read_state()["processes"]
         assert isinstance(processes, dict)
-        os.kill(int(processes["taskmanager-0"]["pid"]), signal.SIGKILL)
-        for client in clients:
-            client.wait()
+        manager = int(processes["taskmanager-0"]["pid"])
+        at_blow = server.stats()["in_flight"]
+        if at_blow < 0.8 * in_flight:
+            raise JobFailed(f"expected {in_flight} calls in flight at the blow, the model server had {at_blow}")
+        os.kill(manager, signal.SIGKILL)
+        finish_load(clients)
         _wait_for_conclusions(bootstrap, WARM + in_flight * 5, timeout_s=180)
-        events = _exchanges(bootstrap)
-        turns = [(e["data"]["call_id"], e["data"]["turn"]) for e in events if e["type"] == Exchange.event_type]
         wait_until(lambda: not flink_jobs.open_calls(home, DOMAIN), lambda: "calls still open", timeout_s=60)
-        proposals: dict[str, set[str]] = {}
-        for record in kafka.read_all(bootstrap, [topic("proposals").of(DOMAIN)]):
-            event = orjson.loads(record.value or b"{}")
-            proposals.setdefault(str(event["causationid"]), set()).add(digest((record.value or b"").decode()))
+        _wait_for_commit(home)
+        after = server.stats()
+        timed = _timed(bootstrap, "situations", "id")
+        turns = [
+            (e["data"]["call_id"], e["data"]["turn"])
+            for e in _exchanges(bootstrap)
+            if e["type"] == Exchange.event_type and e["data"]["situation_id"] in timed
+        ]
+        proposals = _timed(bootstrap, "proposals", "causationid")
         return {
-            "situations": WARM + in_flight * 5,
-            "answered": len(proposals),
+            "situations": len(timed),
+            "answered": len(timed.keys() & proposals.keys()),
+            "answered_once": sum(sum(proposals[name].values()) == 1 for name in timed),
             "answered_in_two_ways": sum(len(ways) > 1 for ways in proposals.values()),
-            "recorded_replies_asked_again": len(turns) - len(set(turns)),
-            "requests": server.stats()["requests"],
+            "proposal_records": sum(ways.total() for ways in proposals.values()),
+            "proposal_records_a_situation_at_most": max(ways.total() for ways in proposals.values()),
+            "in_flight": at_blow,
+            "requests": after["requests"] - before["requests"],
+            "requests_repeated": after["repeated"] - before["repeated"],
+            "paid_again": after["paid_again"] - before["paid_again"],
+            "replies_recorded_twice": len(turns) - len(set(turns)),
         }
+
+
+def _timed(bootstrap: str, name: str, situation_id: str) -> defaultdict[str, Counter[str]]:
+    """By the situation in this field of an event: digests of a topic's records of run `timed`, and how often each came."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in kafka.read_all(bootstrap, [topic(name).of(DOMAIN)]):
+        if (record.key or b"").startswith(b"timed-"):
+            text = (record.value or b"").decode()
+            found[str(orjson.loads(text)[situation_id])][digest(text)] += 1
+    return found
+
+
+def _wait_for_commit(home: Home) -> None:
+    """Until what was written before is committed: the second checkpoint from now began after it."""
+
+    def completed() -> int:
+        (job,) = flink_jobs.states(home, DOMAIN)
+        return job.checkpoints_completed
+
+    enough = completed() + 2
+    wait_until(lambda: completed() >= enough, lambda: "no two checkpoints were completed", timeout_s=60)
 
 
 def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | None]:

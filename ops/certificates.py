@@ -56,8 +56,8 @@ def made(folder: Path, hosts: Sequence[str] = HOSTS, *, now: datetime) -> None:
             .add_extension(_usage(signs_certificates=True), critical=True)
             .sign(key, hashes.SHA256())
         )
+        write_secret(ca_file, ca.public_bytes(Encoding.PEM))  # first: without the key, all of this is done again
         write_secret(key_file, _pem(key))
-        write_secret(ca_file, ca.public_bytes(Encoding.PEM))
     if not (folder / "broker.pem").exists():
         renew(folder, hosts, now=now)
 

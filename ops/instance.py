@@ -28,9 +28,11 @@ def _supervisor(home: Home) -> psutil.Process | None:
         return None
     try:
         process = psutil.Process(pid)
-        return process if "ops.supervisor" in " ".join(process.cmdline()) else None
+        command = process.cmdline()
     except psutil.Error:
         return None
+    # The pid may be another's by now, another home's supervisor too.
+    return process if "ops.supervisor" in command and str(home.path) in command else None
 
 
 def is_running(home: Home) -> bool:
@@ -188,7 +190,7 @@ def _has_ended(process: psutil.Process, *, within_s: float) -> bool:
 
 
 def stop_orphans(home: Home) -> bool:
-    """End processes whose supervisor was killed: known by pid and by this home in their command."""
+    """End processes whose supervisor was killed: known by pid and as a part of this home."""
     found = False
     for entry in _processes(home).values():
         pid = entry.get("pid")
@@ -196,9 +198,7 @@ def stop_orphans(home: Home) -> bool:
             continue
         try:
             process = psutil.Process(pid)
-            command = process.cmdline()
-            mine = str(home.path) in " ".join(command) or {f"ops.{kind}" for kind in SIDE_PROCESSES} & {*command}
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE and _is_part(home, process):
                 found = True
                 process.terminate()
                 if not _has_ended(process, within_s=10):
@@ -206,6 +206,14 @@ def stop_orphans(home: Home) -> bool:
         except psutil.Error:
             continue
     return found
+
+
+def _is_part(home: Home, process: psutil.Process) -> bool:
+    """Whether it is a part of this home: a JVM that logs there, or a process of ours that was told of it."""
+    command = process.cmdline()
+    if {f"ops.{kind}" for kind in SIDE_PROCESSES} & {*command}:
+        return bool(process.environ().get("FLYBALL_HOME") == str(home.path))
+    return any(f"{home.logs}/" in argument for argument in command)
 
 
 def memory_mib(home: Home) -> dict[str, float]:

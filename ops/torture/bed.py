@@ -28,7 +28,7 @@ from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
 from ops.ports import choose
 from ops.torture import checker, facts
-from ops.torture.traffic import DOMAIN, QUIET_PATIENCE_S, Load, Tap
+from ops.torture.traffic import DOMAIN, QUIET_PATIENCE_S, Ends, Load, Tap
 from ops.worlds import drill
 
 T = TypeVar("T")
@@ -39,7 +39,11 @@ STEADY = 3 * SUBJECTS
 ASKED_EVERY_S = 0.5
 GOES_ON_S = 2.0
 RECOVERY_PATIENCE_S = 120.0
-CALM_CHECKS = 2
+# All topics end where they ended so long ago: longer than govern's checkpoints are apart, which end its transactions.
+REST_S = 1.0
+# A sealer that a fault left waiting for the broker gives up after 30 s, and begins anew at its next turn.
+SEAL_EVERY_S = 5
+SEALED_WITHIN_S = 60.0
 # Far enough apart that no window of one fault is open in the next.
 APART_MS = 86_400_000
 STARTS_MS = 1_735_689_600_000
@@ -60,6 +64,7 @@ class Result:
 
     @property
     def is_green(self) -> bool:
+        # At least once, a repeat is also wrong unless it is the same again.
         repeats = self.findings.repeated if self.delivery == "exactly_once" else 0
         return not (self.findings.lost or self.findings.wrong or repeats)
 
@@ -111,7 +116,7 @@ class Bed:
             "FLYBALL_FLINK": self._kind.flink,
             "FLYBALL_STANDBY": str(self._kind.standby),
             "FLYBALL_KAFKA_PORT": str(choose({"kafka": 0})["kafka"]),
-            "FLYBALL_SEAL_EVERY_S": "5",
+            "FLYBALL_SEAL_EVERY_S": str(SEAL_EVERY_S),
         }
         with ExitStack() as stack:
             if self._kind.has_slow_agent:
@@ -209,15 +214,18 @@ class Bed:
         return {name: found[name] for name in stages.values() if name in found}
 
     def finish(
-        self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None,
+        self, name: str, load: Load, *, since: float | None, notes: Mapping[str, Any] | None = None, asked_again: int = 0,
     ) -> Result:  # fmt: skip
-        """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything."""
+        """Let the load go on until decisions flow again and a little longer, wait for quiet, and check everything.
+
+        `asked_again`: how many calls of the till may be one too many, because the fault killed the actuator in them.
+        """
         if since is not None:
             self.wait_for_decision(load, time.monotonic())
         self.play_for(GOES_ON_S)
         load.end()
         ended = time.monotonic()
-        result = self.conclude(name, load.sent, None, notes or {})
+        result = self.conclude(name, load.sent, None, notes or {}, asked_again=asked_again)
         if since is not None:
             came = {at: chain for chain, at in self.tap.decided_at.items() if at < ended}
             at = checker.next_decision_at(came, since)
@@ -226,7 +234,9 @@ class Bed:
                 result.notes["appended_after_s"] = self._appended_s(came[at], since)
         return result
 
-    def conclude(self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any]) -> Result:
+    def conclude(
+        self, name: str, sent: list[facts.Item], seconds: float | None, notes: Mapping[str, Any], *, asked_again: int = 0,
+    ) -> Result:  # fmt: skip
         """Close the windows, wait for quiet, check everything."""
         sent_facts = [item for item in sent if isinstance(item, facts.Fact)]
         due = checker.wanted(sent_facts)
@@ -241,8 +251,12 @@ class Bed:
         }
         bad_records = sum(isinstance(item, facts.Poison) for item in sent)
         findings = checker.check(
-            due, bad_records, seen, instants, allows_repeats=self.delivery == "at_least_once"
-        )
+            due, bad_records, seen, instants,
+            allows_repeats=self.delivery == "at_least_once", asked_again=asked_again,
+        )  # fmt: skip
+        if self._kind.has_slow_agent:
+            advice = [event for event in list(self.tap.advice) if event["subject"] in subjects]
+            checker.check_advice(sent_facts, advice, findings)
         self._audit(findings)
         told = {
             "outcomes_again": len(seen.outcomes) - len({event["id"] for event in seen.outcomes}),
@@ -275,18 +289,41 @@ class Bed:
             time.sleep(0.1)
 
     def wait_quiet(self) -> None:
-        """Until every job and the actuator have read all there is, twice in a row."""
-        reader = kafka.LagReader(self.bootstrap, DOMAIN, flink_jobs.jobs_of(DOMAIN))
-        calm, deadline = 0, time.monotonic() + QUIET_PATIENCE_S
+        """Until every job and the actuator have read all there is, and the tap all they wrote, and no more comes.
+
+        A transaction that is open meanwhile moves the ends when it is committed.
+        """
+        reader, ends = kafka.LagReader(self.bootstrap, DOMAIN, flink_jobs.jobs_of(DOMAIN)), Ends(self.bootstrap)
+        deadline = time.monotonic() + QUIET_PATIENCE_S
+        at_rest: object = None
+        rests_since = 0.0
         try:
-            while calm < CALM_CHECKS:
+            while True:
                 self.look()
-                calm = calm + 1 if not any(reader.lags().values()) else 0
+                looked_at = time.monotonic()
+                is_busy = any(reader.lags().values()) or self._has_open_calls()
+                found = None if is_busy else ends.told()
+                if found is None or found != at_rest:
+                    at_rest, rests_since = found, time.monotonic()
+                elif looked_at - rests_since >= REST_S and self.tap.has_read_all(self.bootstrap):
+                    return
                 if time.monotonic() > deadline:
                     raise JobFailed(f"the loop did not come to rest: lags {reader.lags()}. Logs: {self.home.logs}")
                 time.sleep(0.3)
         finally:
+            ends.close()
             reader.close()
+
+    def _has_open_calls(self) -> bool:
+        """Whether the slow agent, where there is one, still has something to say."""
+        return self._kind.has_slow_agent and flink_jobs.open_calls(self.home, DOMAIN) > 0
+
+    def check_repeats(self, findings: checker.Findings) -> None:
+        """Commands and outcomes of all faults so far once more: some may have come again after their fault was judged."""
+        all_of_them = Result("all", self.delivery, 0, checker.Findings(), None)
+        checker.check_repeats(self.tap.events["commands"], self.tap.events["outcomes"], all_of_them.findings)
+        if not all_of_them.is_green:
+            findings.object(f"when all faults were over, there had come again: {all_of_them.findings.told}")
 
     def look(self) -> None:
         """Raises when the instance, a job or the reader has failed for good."""
@@ -333,10 +370,37 @@ class Bed:
         return checker.Seen(mine["decisions"], mine["commands"], mine["outcomes"], letters, asked)
 
     def _audit(self, findings: checker.Findings) -> None:
-        """The chains of all subjects so far, the signed heads, and every decision made again."""
-        verified = audit.verify(self.bootstrap, DOMAIN, public_key=audit.key_of_home(self.home, DOMAIN))
-        for bad in verified.bad:
-            findings.object(f"audit: {bad}")
+        """The chains of all subjects so far, the signed heads, and every decision made again; all of them are there.
+
+        The sealer has its next turns to seal the last ones.
+        """
+        until = time.monotonic() + SEALED_WITHIN_S
+        while (verified := self._verified()).seals.unsealed or not verified.seals.heads:
+            if time.monotonic() > until:
+                break
+            self.look()
+            time.sleep(SEAL_EVERY_S / 5)
         again = replay.run(self.bootstrap, DOMAIN).told()
-        for _ in range(int(again["different"]) + int(again["broken_chains"])):
-            findings.object(f"replay: {again['different']} differ, {again['broken_chains']} broken chains")
+        seen = self.tap.count("decisions") if self.delivery == "exactly_once" else None
+        check_audit(verified, again, seen, findings)
+
+    def _verified(self) -> audit.Verified:
+        return audit.verify(self.bootstrap, DOMAIN, public_key=audit.key_of_home(self.home, DOMAIN))
+
+
+def check_audit(
+    verified: audit.Verified, again: Mapping[str, Any], seen: int | None, findings: checker.Findings
+) -> None:
+    """What `audit verify` and `replay` (as it is told) found is all good, and about all there is.
+
+    `seen`: records of the decisions topic that were read; None where repeats are allowed, which replay leaves out.
+    """
+    for bad in verified.bad:
+        findings.object(f"audit: {bad}")
+    if not verified.seals.heads or verified.seals.unsealed:
+        findings.object(f"audit: {verified.seals.unsealed} decisions not sealed by {verified.seals.heads} heads")
+    for _ in range(int(again["different"]) + int(again["broken_chains"])):
+        findings.object(f"replay: {again['different']} differ, {again['broken_chains']} broken chains")
+    replayed = int(again["decisions"]) + int(again["not_replayable"])
+    if seen is not None and not (verified.audit.entries == replayed == seen):
+        findings.object(f"{seen} decisions were read, {verified.audit.entries} audited, {replayed} replayed")

@@ -8,7 +8,9 @@ It knows the rules of the domain `drill` as its policies and SQL say them in wor
 - a fact that came before among its subject's last 32 records is dropped; one that came before that is counted again, and
   decided once;
 - the amounts of each ten minutes are counted and summed, and noted once;
-- each command has one outcome; only outcomes may come again, as the same event.
+- each command has one outcome; only outcomes may come again, as the same event;
+- the till is asked for each settlement once, unless the actuator dies between asking and storing;
+- from 95 a slow agent, where there is one, is asked about an amount, and what it says is decided about once.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 from ops.torture.facts import Fact
 
-LARGE = 90
+LARGE, ADVISED = 90, 95
 A_MINUTE, MOST_A_MINUTE = 60_000, 4
 TEN_MINUTES, MOST_IN_TEN = 600_000, 600
 AN_HOUR, A_DAY = 3_600_000, 86_400_000
@@ -155,11 +157,15 @@ def missing(due: Mapping[Key, Wanted], decided: Collection[Key], commanded: Coll
     )
 
 
-def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[str, int], *, allows_repeats: bool) -> Findings:
+def check(
+    due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[str, int], *,
+    allows_repeats: bool, asked_again: int = 0,
+) -> Findings:  # fmt: skip
     """Hold what was seen against what is due.
 
     `instants`: event time as written -> ms, for every decision's. `allows_repeats`: at least once, where a repeat is
-    wrong only when it cannot be told by its id, or says something else.
+    wrong only when it cannot be told by its id, or says something else. `asked_again`: how many calls of the till the
+    fault may have caused beyond one a command, in either delivery.
     """
     found = Findings()
     decided: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
@@ -173,19 +179,22 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
     for key in decided.keys() - due.keys():
         found.object(f"nothing in the input leads to a decision about {key}")
     command_of = {key: decided[key][0]["data"].get("command_id") for key in due if key in decided}
-    commands = [str(event["data"]["command_id"]) for event in seen.commands]
+    commands = by_command(seen.commands)
     wanted_commands = {str(command_of[key]): key for key, d in due.items() if d.is_commanded and key in command_of}
     _match("command", wanted_commands, commands, found)
-    for event in seen.commands:
-        if (of := wanted_commands.get(str(event["data"]["command_id"]))) is not None:
-            _compare_command(of, due[of], event, {str(each["id"]) for each in decided[of]}, found)
-    # An actuator that died between publishing an outcome and noting that publishes it again, under the same id.
-    outcomes = {str(event["id"]): str(event["data"]["command_id"]) for event in seen.outcomes}
-    _match("outcome", wanted_commands, list(outcomes.values()), found)
+    for command_id, events in commands.items():
+        if (of := wanted_commands.get(command_id)) is not None:
+            _compare_command(of, due[of], events[0], {str(each["id"]) for each in decided[of]}, found)
+    outcomes = by_command(seen.outcomes)
+    _match("outcome", wanted_commands, outcomes, found)
     for event in seen.outcomes:
         if event["data"]["status"] != "succeeded":
             found.object(f"the outcome of {event['data']['command_id']}: {event['data'].get('detail')}")
-    _match("settlement", wanted_commands, list(seen.asked), found)
+    check_repeats(seen.commands, seen.outcomes, found)
+    _match("settlement", wanted_commands, seen.asked, found)
+    again = {command_id: times for command_id, times in seen.asked.items() if times > 1}
+    if sum(again.values()) - len(again) > asked_again:
+        found.object(f"settlements were asked for more than once, expected {asked_again} calls too many: {again}")
     letters = len(set(seen.dead_letters))
     for _ in range(poison - letters):
         found.lose("a dead letter")
@@ -195,6 +204,42 @@ def check(due: Mapping[Key, Wanted], poison: int, seen: Seen, instants: Mapping[
         for _ in range(len(seen.dead_letters) - letters):
             found.repeat("a dead letter")
     return found
+
+
+def by_command(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Command id -> its commands, or its outcomes, in the order read."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for event in events:
+        if "command_id" in event["data"]:  # ticks lie on the outcomes too
+            found[str(event["data"]["command_id"])].append(event)
+    return found
+
+
+def check_repeats(commands: Iterable[Mapping[str, Any]], outcomes: Iterable[Mapping[str, Any]], found: Findings) -> None:
+    """What comes again for a command is the same event, id and all; in either delivery it is wrong otherwise.
+
+    The same outcome again is no repeat: an actuator that died between publishing one and noting that publishes it again.
+    """
+    for what, events in (("command", commands), ("outcome", outcomes)):
+        for command_id, (first, *again) in by_command(events).items():
+            for event in again:
+                if what == "command" or event != first:
+                    found.repeat(f"the {what} of {command_id}")
+                if event != first:
+                    found.object(f"the {what} of {command_id} came again as another event: {first}, then {event}")
+
+
+def check_advice(facts: Iterable[Fact], advice: Iterable[Mapping[str, Any]], found: Findings) -> None:
+    """The slow agent is asked about each amount from 95, and what it says is decided about once; `advice`: the decisions."""
+    times = Counter(str(event["correlationid"]) for event in advice)
+    asked = {fact.id for fact in facts if fact.amount >= ADVISED}
+    for fact_id in asked:
+        if fact_id not in times:
+            found.lose(f"the decision about advice on {fact_id}")
+        for _ in range(times[fact_id] - 1):
+            found.repeat(f"the decision about advice on {fact_id}")
+    for fact_id in times.keys() - asked:
+        found.object(f"nobody asked for advice on {fact_id}")
 
 
 def next_decision_at(decided_at: Iterable[float], since: float) -> float | None:
@@ -232,13 +277,10 @@ def _compare_command(key: Key, due: Wanted, event: Mapping[str, Any], decisions:
         found.object(f"the command for {key}: expected {must} of {sorted(decisions)}, came {came} of {data['decision_id']!r}")
 
 
-def _match(what: str, due: Mapping[str, Key], came: Sequence[str], found: Findings) -> None:
-    """Each command id that is due comes once; nothing else comes."""
-    times = Counter(came)
+def _match(what: str, due: Mapping[str, Key], came: Collection[str], found: Findings) -> None:
+    """Each command id that is due has come; nothing else has."""
     for command_id, key in due.items():
-        if command_id not in times:
+        if command_id not in came:
             found.lose(f"the {what} for {key}")
-        for _ in range(times[command_id] - 1):
-            found.repeat(f"the {what} for {key}")
-    for command_id in times.keys() - due.keys():
+    for command_id in set(came) - due.keys():
         found.object(f"a {what} that nothing in the input leads to: {command_id}")

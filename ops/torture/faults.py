@@ -18,7 +18,7 @@ from ops import cluster, flink_jobs, instance
 from ops.checkpoints import latest_checkpoints
 from ops.submission import Submission, want
 from ops.torture import facts
-from ops.torture.bed import Bed, Kind, Result
+from ops.torture.bed import RECOVERY_PATIENCE_S, Bed, Kind, Result
 from ops.torture.traffic import DOMAIN, Load, Uncommitted
 from ops.watch import percentiles
 from ops.worlds import drill
@@ -32,6 +32,7 @@ FULL_S = 10.0
 FULL_BYTES = 4096
 SLOW_MS = 10_000.0
 PAUSES_S = 60.0
+KILLS_IN_TRANSACTION = 3
 # heartbeat.timeout is 4.5 s, the broker's session 3 s.
 LONGEST_PAUSE_S = 9.0
 PAUSES_SEED = 24
@@ -71,16 +72,25 @@ def killed(part: str) -> Play:
 
 
 def killed_in_transaction(bed: Bed, name: str) -> Result:
-    """The TaskManager dies when a decision lies in the log whose transaction is open."""
+    """The TaskManager dies when a decision lies in the log whose transaction is open, and is undone with it.
+
+    One that had gone so far that it is committed afterwards was no blow: then it is tried again.
+    """
     load = bed.start_load(bed.rounds(name))
-    with Uncommitted(bed.bootstrap) as reader:
-        place = reader.wait_for_one(lambda place: place not in bed.tap.places)
-        at = _kill(bed.process("taskmanager-0"))
-        is_open = place not in bed.tap.places
-    result = bed.finish(name, load, since=at)
-    if not is_open:
-        result.findings.object("the transaction was committed before the TaskManager died: nothing was tried")
-    result.notes["the_open_transaction_was"] = "committed" if place in bed.tap.places else "aborted"
+    fate, kills, at = "", 0, 0.0
+    while fate != "aborted" and kills < KILLS_IN_TRANSACTION:
+        kills += 1
+        with Uncommitted(bed.bootstrap) as reader:
+            place = reader.wait_for_one(lambda place: place not in bed.tap.places)
+            process = bed.process("taskmanager-0")
+            at = _kill(process)
+        bed.wait_back("taskmanager-0", process.pid)
+        fate = bed.wait_until(
+            lambda place=place: bed.tap.fate_of(place), "the end of the transaction", timeout_s=RECOVERY_PATIENCE_S  # type: ignore[misc]
+        )
+    result = bed.finish(name, load, since=at, notes={"the_open_transaction_was": fate, "kills": kills})
+    if fate != "aborted":
+        result.findings.object(f"whatever transaction was open when the TaskManager died was committed, {kills} times")
     return result
 
 
@@ -94,7 +104,7 @@ def actuator_killed(bed: Bed, name: str) -> Result:
         at = _kill(bed.process(f"actuator-{DOMAIN}"))
     finally:
         hold.unlink(missing_ok=True)
-    result = bed.finish(name, load, since=at)
+    result = bed.finish(name, load, since=at, asked_again=1)
     asked = drill.settled(bed.home).get(interrupted)
     if asked != 2:
         result.findings.object(f"the settlement that was cut off was asked for {asked} times, not twice")
@@ -131,7 +141,8 @@ def processes_paused(bed: Bed, name: str) -> Result:
     """
     chance = random.Random(PAUSES_SEED)
     load = bed.start_load(bed.rounds(name))
-    until = time.monotonic() + PAUSES_S
+    at = time.monotonic()
+    until = at + PAUSES_S
     pauses: list[str] = []
     left: list[str] = []
     while time.monotonic() < until:
@@ -148,9 +159,10 @@ def processes_paused(bed: Bed, name: str) -> Result:
         finally:
             if process.is_running():
                 process.send_signal(signal.SIGCONT)
+            at = time.monotonic()
         pauses.append(f"{part} {seconds:.1f} s")
         bed.play_for(chance.uniform(0.5, 4.0))
-    return bed.finish(name, load, since=time.monotonic(), notes={"pauses": pauses})
+    return bed.finish(name, load, since=at, notes={"pauses": pauses})
 
 
 # ----------------------------------------------------------------------------------- disks

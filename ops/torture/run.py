@@ -41,18 +41,21 @@ def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: floa
                 console.print(f"an instance is up after {time.monotonic() - began:.0f} s ({kind.delivery})", style="dim")
                 is_alive = True
                 while left and is_alive:
-                    result, is_alive = _play(bed, left.pop(0), console)
+                    fault = left.pop(0)
+                    result, is_alive = _play(bed, fault, console, is_last=not left)
                     results.append(result)
     return results
 
 
-def _play(bed: Bed, fault: Fault, console: Console) -> tuple[Result, bool]:
-    """The fault's row, and whether the instance can take another one."""
+def _play(bed: Bed, fault: Fault, console: Console, *, is_last: bool) -> tuple[Result, bool]:
+    """The fault's row, and whether the instance can take another one; the last row also tells what came late."""
     began = time.monotonic()
     is_alive = True
     with console.status(f"{fault.name}: {fault.says}"):
         try:
             result = fault.play(bed, fault.name)
+            if is_last:
+                bed.check_repeats(result.findings)
         except Exception as error:  # whatever a broken instance does to us is the fault's finding
             is_alive = False
             findings = Findings()

@@ -16,6 +16,7 @@ import orjson
 from contracts.envelope import parse_time_ms
 from contracts.errors import JobFailed
 from contracts.topics import topic
+from ops import kafka
 from ops.torture import checker, facts
 
 DOMAIN = "drill"
@@ -34,8 +35,11 @@ class Tap(threading.Thread):
         self._reader.assign(_places(self._reader, list(self._short), confluent_kafka.OFFSET_BEGINNING))
         self._stopping = threading.Event()
         self.events: dict[str, list[dict[str, Any]]] = {name: [] for name in self.TOPICS}
+        self.advice: list[dict[str, Any]] = []
         # Topic, partition and offset of what was read.
         self.places: set[tuple[str, int, int]] = set()
+        # Topic and partition -> the offset read last.
+        self._last: dict[tuple[str, int], int] = {}
         # Fact id -> when its decision was first read (time.monotonic).
         self.decided_at: dict[str, float] = {}
         self.decided: set[checker.Key] = set()
@@ -48,8 +52,8 @@ class Tap(threading.Thread):
             while not self._stopping.is_set():
                 for record in self._reader.consume(500, timeout=0.02):
                     if record.error() is None:
-                        self.places.add((str(record.topic()), int(record.partition() or 0), int(record.offset() or 0)))
                         self._take(self._short[str(record.topic())], orjson.loads(record.value() or b"{}"))
+                        self._note(str(record.topic()), int(record.partition() or 0), int(record.offset() or 0))
         except BaseException as error:
             self.error = error
         finally:
@@ -58,7 +62,8 @@ class Tap(threading.Thread):
     def _take(self, name: str, event: dict[str, Any]) -> None:
         chain = str(event.get("correlationid"))
         if event.get("type") == "flyball.decision" and event["data"]["action"] == "advise":
-            return  # the slow agent's: no part of what the checker judges
+            self.advice.append(event)  # the slow agent's: judged apart
+            return
         if name == "decisions":
             self.decided.add(checker.key_of(event, parse_time_ms(event["data"]["event_time"])))
             self.decided_at.setdefault(chain, time.monotonic())
@@ -68,9 +73,47 @@ class Tap(threading.Thread):
             self.done.add(chain)
         self.events[name].append(event)
 
+    def _note(self, topic_name: str, partition: int, offset: int) -> None:
+        self.places.add((topic_name, partition, offset))
+        self._last[topic_name, partition] = offset
+
+    def fate_of(self, place: tuple[str, int, int]) -> str:
+        """What became of a record's transaction: "committed", "aborted", or "" as long as nothing behind it was read."""
+        is_passed = self._last.get(place[:2], -1) > place[2]  # before the places: this goes on in another thread
+        if place in self.places:
+            return "committed"
+        return "aborted" if is_passed else ""
+
+    def count(self, name: str) -> int:
+        """Records of a topic that were read."""
+        full = topic(name).of(DOMAIN)
+        return sum(place[0] == full for place in list(self.places))
+
+    def has_read_all(self, bootstrap: str) -> bool:
+        """Whether a second reader finds no committed record that this one has not read yet."""
+        return all(
+            (record.topic, record.partition, record.offset) in self.places
+            for record in kafka.read_all(bootstrap, list(self._short))
+        )
+
     def stop(self) -> None:
         self._stopping.set()
         self.join(10)
+
+
+class Ends:
+    """Where the topics end that the tap reads, for a reader of committed records."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._reader = kafka.consumer(bootstrap)
+        self._where = kafka.partitions(self._reader, [topic(name).of(DOMAIN) for name in Tap.TOPICS])
+
+    def told(self) -> dict[Any, int]:
+        """By partition."""
+        return kafka.end_offsets(self._reader, self._where)
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class Uncommitted:

@@ -296,3 +296,10 @@ def test_prepare_lets_nobody_log_in_any_more_who_was_removed(tmp_path: Path) -> 
     module.hand_out(tmp_path, "machines")
 
     assert not (tmp_path / "prepare" / removed).exists()
+
+
+def test_nobody_but_jobs_and_broker_reaches_flink() -> None:
+    """It has no login, and its containers have every job's password."""
+    networks = {name: service["networks"] for name, service in SERVICES.items()}
+    flink = {name for name in networks if name.startswith(("jobmanager", "taskmanager", "sql-gateway", "submit-"))}
+    assert {name for name in networks if {*networks[name]} & {net for job in flink for net in networks[job]}} == flink | {"kafka"}

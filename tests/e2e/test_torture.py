@@ -22,5 +22,6 @@ def test_nothing_is_lost_repeated_or_wrong_when_the_taskmanager_dies_in_a_transa
     (row,) = json.loads(done.stdout)
     assert row["fault"] == "killed_in_transaction"
     assert (row["lost"], row["repeated"], row["wrong"]) == (0, 0, 0)
+    assert row["the_open_transaction_was"] == "aborted"
     assert row["facts"] > 0
     assert row["seconds_to_next_decision"] > 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import orjson
 
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms, schema_urn
@@ -48,6 +52,19 @@ def by_situation(loop: Loop, subjects: list[str], agent: str) -> dict[str, set[b
 
 def exchanged(loop: Loop, kind: str, situations: set[str], agent: str) -> list[dict[str, Any]]:
     return [e for e in loop.events("exchanges", type_=kind, agent=agent) if e["data"]["situation_id"] in situations]
+
+
+@contextmanager
+def slow_model(loop: Loop, latency_ms: float) -> Iterator[httpx.Client]:
+    """The scripted model server takes so long for what is asked within the block."""
+    _, port = json.loads((loop.home.run / "model_servers" / "incidents.json").read_text())
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as server:
+        usual = server.post("/control", json={}).raise_for_status().json()
+        server.post("/control", json={"latency_ms": latency_ms}).raise_for_status()
+        try:
+            yield server
+        finally:
+            server.post("/control", json={"latency_ms": usual["latency_ms"]}).raise_for_status()
 
 
 def test_a_proposal_tells_what_was_asked_and_answered_and_the_exchange_is_kept(incidents: Loop) -> None:
@@ -95,11 +112,15 @@ def test_each_situation_has_one_proposal_when_the_taskmanager_is_killed_with_cal
     subjects = [f"reason-killed-{n}" for n in range(60)]
     sent = dict(situation(subject, 1) for subject in subjects)
     ids = {orjson.loads(event)["id"] for event in sent.values()}
-    incidents.send("situations", *sent.items())
-
-    incidents.wait_for("some replies", lambda: len(exchanged(incidents, Exchange.event_type, ids, "triage")) >= 5)
     processes: Any = incidents.home.read_state()["processes"]
-    os.kill(int(processes["taskmanager-0"]["pid"]), signal.SIGKILL)
+    victim = int(processes["taskmanager-0"]["pid"])
+    with slow_model(incidents, 2000) as server:
+        incidents.send("situations", *sent.items())
+        incidents.wait_for("some replies", lambda: len(exchanged(incidents, Exchange.event_type, ids, "triage")) >= 5)
+        incidents.wait_for("the next calls, for two seconds", lambda: server.get("/stats").json()["in_flight"])
+        os.kill(victim, signal.SIGKILL)
+        recorded = exchanged(incidents, Exchange.event_type, ids, "triage")
+    assert len(recorded) < 60, "not all replies were recorded at the blow"
 
     incidents.wait_for(
         "a proposal about each", lambda: len(by_situation(incidents, subjects, "triage") | fallbacks(incidents, subjects)) == 60

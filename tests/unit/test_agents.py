@@ -250,6 +250,23 @@ def test_a_model_is_refused_when_its_bytes_are_no_model() -> None:
         load_model(an_alias().model_copy(update=changes))
 
 
+def test_a_model_is_refused_when_its_numbers_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would show what is in the file, below the folder the operator runs in, by its confidence."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_bytes(np.array([0.25], dtype=np.float32).tobytes())
+    weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="secret")
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["features"], ["mean"], axes=[1], keepdims=0), helper.make_node("Mul", ["mean", "weight"], ["confidence"])],
+        "peeps", [helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("confidence", TensorProto.FLOAT, [None])], [weight],
+    )  # fmt: skip
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+    changes = {"sha256": hashlib.sha256(content).hexdigest(), "artefact_base64": base64.b64encode(content).decode()}
+    with pytest.raises(ModelRefused, match="does not load"):
+        load_model(an_alias().model_copy(update=changes))
+
+
 def test_a_missing_feature_is_nan_to_a_model() -> None:
     with pytest.raises(ModelRefused, match="nan"):
         load_model(an_alias()).confidence({"jump": None})

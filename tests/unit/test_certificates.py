@@ -39,6 +39,24 @@ def test_everything_stays_as_it_is_when_made_a_second_time(tmp_path: Path) -> No
     assert set(before) == {"ca.pem", "ca.key.pem", "broker.pem"}
 
 
+def test_what_was_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes, count = certificates.write_secret, iter(range(9))
+
+    def dies(path: Path, content: bytes) -> None:
+        if next(count) == at:
+            raise KeyboardInterrupt
+        writes(path, content)
+
+    for at in range(3):
+        folder, count = tmp_path / str(at), iter(range(9))
+        monkeypatch.setattr(certificates, "write_secret", dies)
+        with pytest.raises(KeyboardInterrupt):
+            certificates.made(folder, ("localhost",), now=NOW)
+        monkeypatch.setattr(certificates, "write_secret", writes)
+        certificates.made(folder, ("localhost",), now=NOW)
+        verified(folder, "localhost")
+
+
 def test_only_the_owner_reads_keys_when_made(tmp_path: Path) -> None:
     certificates.made(tmp_path / "secrets", now=NOW)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}

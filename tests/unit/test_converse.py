@@ -31,6 +31,7 @@ from ops.model_server import Behaviour, ModelServer, running
 from tests import asking
 from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
+from udfs.reason.caller import client
 from udfs.reason.converse import Question, Result, _retry_after_s, converse
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.spans import Spans, child_of, parent_of
@@ -86,9 +87,8 @@ def ask(
     )
 
     async def talk() -> Result:
-        http = openai.DefaultAioHttpClient()  # as udfs/reason/caller.py
-        async with openai.AsyncOpenAI(api_key=key, base_url=server.base_url, max_retries=0, http_client=http) as client:
-            return await converse(question, client, kept, CONTRACT, SPANS)
+        async with client(server.base_url).with_options(api_key=key) as asked:
+            return await converse(question, asked, kept, CONTRACT, SPANS)
 
     return asyncio.run(talk())
 
@@ -294,7 +294,10 @@ class Hostile(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         kind, body = self.server.answer  # type: ignore[attr-defined]
-        self.send_response(200)
+        self.server.asked = self.server.asked + 1  # type: ignore[attr-defined]
+        self.send_response(200 if kind != "redirect" else 307)
+        if kind == "redirect":
+            self.send_header("Location", body.decode())
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -307,7 +310,7 @@ class Hostile(BaseHTTPRequestHandler):
 @contextmanager
 def answering(body: bytes, kind: str = "application/json") -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
-    server.answer = (kind, body)  # type: ignore[attr-defined]
+    server.answer, server.asked = (kind, body), 0  # type: ignore[attr-defined]
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -354,6 +357,12 @@ def test_an_answer_that_is_no_completion_is_a_failed_call(name: str) -> None:
 def test_a_page_in_place_of_a_completion_is_a_failed_call() -> None:
     with answering(b"<html>login</html>", "text/html") as server:
         assert ask(server, Kept()).why == "failed"
+
+
+def test_a_question_goes_nowhere_else_when_the_server_redirects_it() -> None:
+    with answering(completion({"content": "x"})) as elsewhere, answering(f"{elsewhere.base_url}/chat/completions".encode(), "redirect") as server:
+        assert ask(server, Kept()).why == "failed"
+    assert (server.asked > 0, elsewhere.asked) == (True, 0)
 
 
 ODD_MESSAGES: dict[str, object] = {

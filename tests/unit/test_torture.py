@@ -5,17 +5,23 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from contracts.errors import SetupFailed
-from ops.torture import checker, facts, run
+from ops.audit import Verified
+from ops.torture import checker, facts, faults, run
+from ops.torture.bed import Result, check_audit
 from ops.torture.checker import Findings, Seen, check, wanted
 from ops.torture.facts import Fact
+from ops.torture.traffic import Tap
+from udfs.policy.audit import Audit
+from udfs.policy.heads import Seals
 
 START_MS = 1_735_689_600_000
 
@@ -80,7 +86,9 @@ INSTANTS = {str(START_MS): START_MS, "end": START_MS + 600_000}
 
 def perfect() -> dict[str, Any]:
     """What a loop without fault writes about GIVEN."""
-    decisions, commands, outcomes = [], [], []
+    decisions: list[dict[str, Any]] = []
+    commands: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     for (action, what), due in wanted(GIVEN).items():
         name = f"{action} {what}"
         command_id = f"command of {name}" if due.is_commanded else None
@@ -96,7 +104,7 @@ def perfect() -> dict[str, Any]:
         )  # fmt: skip
         if command_id:
             data = {"command_id": command_id, "action": action, "parameters": dict(due.parameters), "decision_id": f"decision of {name}"}
-            commands.append({"correlationid": what, "subject": "s", "data": data})
+            commands.append({"id": command_id, "correlationid": what, "subject": "s", "data": data})
             outcomes.append({"id": f"outcome of {name}", "correlationid": what, "data": {"command_id": command_id, "status": "succeeded"}})
     asked = {str(event["data"]["command_id"]): 1 for event in commands}
     return {"decisions": decisions, "commands": commands, "outcomes": outcomes, "dead_letters": [], "asked": asked}
@@ -131,7 +139,35 @@ def test_an_outcome_is_repeated_when_it_came_again_as_another_event() -> None:
     came["outcomes"].append(copy.deepcopy(came["outcomes"][0]))
     assert found(came) == (0, 0, 0)
     came["outcomes"].append({**came["outcomes"][0], "id": "another"})
-    assert found(came) == (0, 1, 0)
+    assert found(came) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 1, 1)
+
+
+def test_an_outcome_is_wrong_when_it_came_again_under_its_id_and_says_something_else() -> None:
+    came = perfect()
+    again = copy.deepcopy(came["outcomes"][0])
+    came["outcomes"].append({**again, "data": {**again["data"], "cost": 7}})
+    for allows_repeats in (False, True):
+        assert found(came, allows_repeats=allows_repeats) == (0, 1, 1)
+
+
+def test_a_command_is_wrong_when_it_came_again_under_another_id() -> None:
+    came = perfect()
+    came["commands"].append({**came["commands"][0], "id": "another"})
+    for allows_repeats in (False, True):
+        assert found(came, allows_repeats=allows_repeats) == (0, 1, 1)
+
+
+def test_only_the_same_again_is_green_at_least_once() -> None:
+    def is_green(again: dict[str, Any], delivery: Literal["exactly_once", "at_least_once"]) -> bool:
+        came = perfect()
+        came["commands"].append({**came["commands"][0], **again})
+        findings = check(wanted(GIVEN), 0, Seen(**came), INSTANTS, allows_repeats=delivery == "at_least_once")
+        return Result("f", delivery, 3, findings, None).is_green
+
+    assert is_green({}, "at_least_once")
+    assert not is_green({}, "exactly_once")
+    assert not is_green({"id": "another"}, "at_least_once")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +250,41 @@ def test_a_settlement_is_wrong_when_nobody_saw_a_command_for_it() -> None:
     assert found(came) == (0, 0, 1)
 
 
+@pytest.mark.parametrize(("times", "may", "wrong"), [(1, 0, 0), (2, 0, 1), (10, 0, 1), (2, 1, 0), (3, 1, 1)])
+def test_a_settlement_is_wrong_when_it_was_asked_for_more_often_than_the_fault_may_cause(
+    times: int, may: int, wrong: int
+) -> None:
+    came = perfect()
+    came["asked"][next(iter(came["asked"]))] = times
+    for allows_repeats in (False, True):
+        findings = check(
+            wanted(GIVEN), 0, Seen(**came), INSTANTS, allows_repeats=allows_repeats, asked_again=may
+        )
+        assert (findings.lost, findings.repeated, findings.wrong) == (0, 0, wrong)
+
+
+def test_one_call_too_many_is_not_allowed_for_each_settlement_when_a_fault_may_cause_one() -> None:
+    came = perfect()
+    came["asked"] = dict.fromkeys(came["asked"], 2)
+    assert len(came["asked"]) == 2
+    assert check(wanted(GIVEN), 0, Seen(**came), INSTANTS, allows_repeats=True, asked_again=1).wrong == 1
+
+
+def test_advice_is_decided_about_once_for_each_amount_that_it_is_asked_about() -> None:
+    given = amounts(10, 95, 100)
+    advice = [{"correlationid": fact.id} for fact in given]
+
+    def of(*events: dict[str, str]) -> tuple[int, int, int]:
+        findings = Findings()
+        checker.check_advice(given, events, findings)
+        return findings.lost, findings.repeated, findings.wrong
+
+    assert of(*advice[1:]) == (0, 0, 0)
+    assert of(advice[1]) == (1, 0, 0)
+    assert of(*advice[1:], advice[1]) == (0, 1, 0)
+    assert of(*advice) == (0, 0, 1)
+
+
 def test_an_outcome_is_wrong_when_the_command_failed() -> None:
     came = perfect()
     came["outcomes"][0]["data"]["status"] = "failed"
@@ -225,6 +296,85 @@ def test_only_a_few_are_told_when_many_are_lost() -> None:
     result = check(wanted(given), 0, Seen([], [], [], [], {}), {}, allows_repeats=False)
     assert result.lost == len(wanted(given))
     assert len(result.told) == 5
+
+
+# ------------------------------------------------------------------------ what the audit must say
+
+
+def audited(
+    *, entries: int = 7, heads: int = 2, unsealed: int = 0, replayed: int = 7, open_contests: int = 0, seen: int | None = 7
+) -> int:
+    """How much is wrong."""
+    findings = Findings()
+    verified = Verified(Audit(entries=entries), Seals(heads=heads, unsealed=unsealed), [])
+    again = {"decisions": replayed, "not_replayable": open_contests, "different": 0, "broken_chains": 0}
+    check_audit(verified, again, seen, findings)
+    return findings.wrong
+
+
+def test_the_audit_is_good_when_all_that_was_read_is_sealed_and_made_again() -> None:
+    assert audited() == 0
+    assert audited(replayed=5, open_contests=2) == 0
+    assert audited(entries=9, seen=None) == 0
+
+
+def test_the_audit_is_wrong_when_the_sealer_is_dead() -> None:
+    assert audited(heads=0, unsealed=7) == 1
+    assert audited(unsealed=1) == 1
+    assert audited(heads=0) == 1
+
+
+def test_the_audit_is_wrong_when_it_is_about_less_than_was_read() -> None:
+    assert [audited(entries=6), audited(replayed=6), audited(seen=8)] == [1, 1, 1]
+
+
+# ---------------------------------------------------------------------------------- the faults
+
+
+class Stage:
+    """A bed for faults: its clock goes as long as the load is played."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.continued_at: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def rounds(self, name: str) -> None: ...
+
+    def start_load(self, rounds: None) -> None: ...
+
+    def process(self, name: str) -> Stage:
+        return self
+
+    def is_running(self) -> bool:
+        return True
+
+    def send_signal(self, number: int) -> None:
+        if number == signal.SIGCONT:
+            self.continued_at.append(self.now)
+
+    def play_for(self, seconds: float) -> None:
+        self.now += seconds
+
+    def finish(self, name: str, load: None, *, since: float, notes: dict[str, Any]) -> float:
+        return since
+
+
+def test_the_time_counts_from_the_last_sigcont_when_processes_stand_still_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage: Any = Stage()
+    monkeypatch.setattr(faults, "time", stage)
+    assert faults.processes_paused(stage, "f") == stage.continued_at[-1] < stage.now
+
+
+def test_the_fate_of_a_transaction_is_known_when_something_behind_it_was_read() -> None:
+    tap = Tap.__new__(Tap)  # without its reader
+    tap.places, tap._last = set(), {}
+    tap._note("decisions", 0, 4)
+    assert [tap.fate_of(("decisions", part, 5)) for part in (0, 1)] == ["", ""]
+    tap._note("decisions", 0, 7)
+    assert [tap.fate_of(("decisions", 0, offset)) for offset in (4, 5, 7)] == ["committed", "aborted", "committed"]
 
 
 @pytest.mark.parametrize(

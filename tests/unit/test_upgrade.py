@@ -99,6 +99,14 @@ def newest(home: Home, job: str = "govern") -> str:
     return latest_checkpoints(home, DOMAIN)[job].split(f"{DOMAIN}.{job}/")[1]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C counts, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -118,6 +126,7 @@ def test_the_new_version_starts_from_the_savepoint(home: Home, cluster: Flink) -
 # ------------------------------------------------------------------------------- while it stops
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_old_version_runs_again_when_interrupted_while_flink_stops_it(home: Home, cluster: Flink) -> None:
     """Flink completes what it accepted, whoever waits."""
     started(cluster, home)

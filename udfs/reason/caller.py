@@ -54,13 +54,16 @@ def client(base_url: str = "") -> openai.AsyncOpenAI:
     """The client of the server at `base_url`, or OPENAI_BASE_URL; its key from the environment only, OPENAI_API_KEY.
 
     Retries are ours (udfs/reason/converse.py). A server of one's own may need no key. Over aiohttp: the other
-    transport looks at every open connection for each request, which at 500 in flight is most of its work.
+    transport looks at every open connection for each request, which at 500 in flight is most of its work. Redirects are not
+    followed: a prompt goes where it was configured to go.
     """
     return openai.AsyncOpenAI(
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         base_url=base_url or os.environ.get("OPENAI_BASE_URL") or _HOSTED,  # an empty variable is none
         max_retries=0,
-        http_client=openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500)),
+        http_client=openai.DefaultAioHttpClient(
+            limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500), follow_redirects=False
+        ),
     )
 
 
