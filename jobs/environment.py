@@ -75,7 +75,7 @@ def configuration(name: str, settings: Settings) -> Configuration:
             "execution.target": "remote",
             "rest.address": host,
             "rest.port": port,
-            # The default, and not to be changed: older state is deleted (ops/flink_jobs.py), so no checkpoint may need it.
+            # The default, and not to be changed: older state is deleted (ops/checkpoints.py), so no checkpoint may need it.
             "execution.state-recovery.claim-mode": "NO_CLAIM",
         }
     for key, value in values.items():

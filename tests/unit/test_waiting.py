@@ -11,22 +11,12 @@ from pyflink.common import Row
 
 from tests.loop import proposal
 from tests.unit.test_govern_shell import MAY, Runtime
+from tests.unit.test_internal import RULE
 from udfs.agents.flink import Propose
 from udfs.policy import cases
 from udfs.policy.flink import Govern
 from udfs.serde import write_event
 from udfs.waiting import StartPhase
-
-RULE = """\
-agents:
-  - agent: rule
-    version: 1
-    kind: rule
-    situation: machines.cooling_failed
-    when: "true"
-    confidence: 0.5
-    propose: {action: schedule_maintenance, parameters: {priority: normal}, reason: r}
-"""
 
 
 class Proposing:
