@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import sqlite3
 import threading
@@ -298,10 +299,15 @@ class Hostile(BaseHTTPRequestHandler):
         self.send_response(200 if kind != "redirect" else 307)
         if kind == "redirect":
             self.send_header("Location", body.decode())
+        if kind == "gzip":
+            self.send_header("Content-Encoding", kind)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.wfile.write(body)
+        except ConnectionError:
+            self.server.was_left = True  # type: ignore[attr-defined]
 
     def log_message(self, *_: object) -> None:
         pass
@@ -310,7 +316,7 @@ class Hostile(BaseHTTPRequestHandler):
 @contextmanager
 def answering(body: bytes, kind: str = "application/json") -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
-    server.answer, server.asked = (kind, body), 0  # type: ignore[attr-defined]
+    server.answer, server.asked, server.was_left = (kind, body), 0, False  # type: ignore[attr-defined]
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -388,11 +394,26 @@ def test_a_message_of_any_kind_is_recorded_and_refused(name: str) -> None:
 
 def test_a_huge_reply_is_cut_recorded_and_refused() -> None:
     kept = Kept()
-    with answering(completion({"role": "assistant", "content": "\1" * 5_000_000})) as server:
+    with answering(completion({"role": "assistant", "content": "\1" * 150_000})) as server:
         result = ask(server, kept)
     assert (result.why, result.explanation.partition(":")[0]) == ("malformed", "too_long")
     for recorded in kept.recorded.values():
         assert len(orjson.dumps(recorded.exchange.model_dump())) < MAX_RECORD_BYTES - 10_000
+
+
+def test_an_answer_without_end_is_left_where_it_is_and_not_asked_for_again() -> None:
+    with answering(completion({"role": "assistant", "content": "x" * 50_000_000})) as server:
+        result = ask(server, Kept())
+    assert (result.why, server.asked, server.was_left) == ("failed", 1, True)
+    assert result.explanation == "m: expected an answer of at most 1000000 bytes, came more"
+    assert result.taken.tokens_out == agent().max_tokens  # it may be billed
+
+
+def test_an_answer_that_is_compressed_unasked_is_not_unpacked() -> None:
+    with answering(gzip.compress(completion({"role": "assistant", "content": "x" * 50_000_000})), "gzip") as server:
+        result = ask(server, Kept())
+    assert (result.why, server.asked) == ("failed", 1)
+    assert result.explanation == "m: expected an answer that is not compressed, came one in 'gzip'"
 
 
 def test_a_question_that_no_record_could_hold_is_not_asked() -> None:

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,15 @@ import openai
 from contracts.domain import DomainContract
 from contracts.errors import BrokerUnavailable, SetupFailed, named
 from contracts.exchange import Concluded
-from udfs.reason.converse import Question, Result, Taken, converse
+from udfs.reason.converse import AnswerRefused, Question, Result, Taken, converse
 from udfs.reason.recorded import Exchanges, Recorded
 from udfs.reason.spans import Spans
 
 _log = logging.getLogger(__name__)
 # The client's own default.
 _HOSTED = "https://api.openai.com/v1"
+# Many times the longest reply that is read (udfs/reason/converse.py), escaped and with all that a server says beside it.
+_MAX_ANSWER_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,36 @@ def client(base_url: str = "") -> openai.AsyncOpenAI:
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         base_url=base_url or os.environ.get("OPENAI_BASE_URL") or _HOSTED,  # an empty variable is none
         max_retries=0,
+        default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultAioHttpClient(
-            limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500), follow_redirects=False
+            limits=httpx2.Limits(max_connections=2000, max_keepalive_connections=500), follow_redirects=False,
+            event_hooks={"response": [_bound]},
         ),
-    )
+    )  # fmt: skip
+
+
+async def _bound(answer: httpx2.Response) -> None:
+    """Called with an answer whose body was not read yet. Raises AnswerRefused, then or while it is read."""
+    if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
+        raise AnswerRefused(f"expected an answer that is not compressed, came one in {encoding[:20]!r}")
+    assert isinstance(answer.stream, httpx2.AsyncByteStream)
+    answer.stream = _Bounded(answer.stream)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._body:
+            size += len(chunk)
+            if size > _MAX_ANSWER_BYTES:
+                raise AnswerRefused(f"expected an answer of at most {_MAX_ANSWER_BYTES} bytes, came more")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 class Caller:

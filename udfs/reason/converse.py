@@ -47,6 +47,10 @@ class _NoAnswer(Exception):
     """What came is no completion, or the question cannot be asked; the message may be told."""
 
 
+class AnswerRefused(Exception):
+    """A server's answer that is not read: too long, or compressed; the message may be told."""
+
+
 class Records(Protocol):
     """What was exchanged: read back after a restart, and written before it is used."""
 
@@ -271,6 +275,9 @@ async def _request(
                 if isinstance(error, openai.APITimeoutError) and _ran_out(error):
                     taken.assume(len(request) // 3, agent.max_tokens, question.prices)
                 raise
+            except AnswerRefused as refused:
+                taken.assume(len(request) // 3, agent.max_tokens, question.prices)
+                raise _NoAnswer(str(refused)) from None
             except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
                 raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
     try:
