@@ -116,10 +116,16 @@ class Seen:
 
 @dataclass
 class Findings:
-    """How many were lost, repeated and wrong; `told` says which, the first of each kind."""
+    """How many were lost, repeated and wrong; `told` says which, the first of each kind.
 
+    Where `allows_repeats` (at least once), what came again is counted as `recognised`: a reader tells it by its id. One that
+    says something else, or has another id, is wrong.
+    """
+
+    allows_repeats: bool = False
     lost: int = 0
     repeated: int = 0
+    recognised: int = 0
     wrong: int = 0
     told: list[str] = field(default_factory=list)
 
@@ -128,6 +134,9 @@ class Findings:
         self._tell(f"lost: {what}")
 
     def repeat(self, what: str) -> None:
+        if self.allows_repeats:
+            self.recognised += 1
+            return
         self.repeated += 1
         self._tell(f"repeated: {what}")
 
@@ -167,7 +176,7 @@ def check(
     wrong only when it cannot be told by its id, or says something else. `asked_again`: how many calls of the till the
     fault may have caused beyond one a command, in either delivery.
     """
-    found = Findings()
+    found = Findings(allows_repeats)
     decided: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
     for event in seen.decisions:
         decided[key_of(event, instants[event["data"]["event_time"]])].append(event)
@@ -175,7 +184,7 @@ def check(
         if key not in decided:
             found.lose(f"the decision about {key}")
             continue
-        _compare(key, decision, decided[key], found, allows_repeats=allows_repeats)
+        _compare(key, decision, decided[key], found)
     for key in decided.keys() - due.keys():
         found.object(f"nothing in the input leads to a decision about {key}")
     command_of = {key: decided[key][0]["data"].get("command_id") for key in due if key in decided}
@@ -200,9 +209,8 @@ def check(
         found.lose("a dead letter")
     if letters > poison:
         found.object(f"{letters} dead letters for {poison} bad records")
-    if not allows_repeats:
-        for _ in range(len(seen.dead_letters) - letters):
-            found.repeat("a dead letter")
+    for _ in range(len(seen.dead_letters) - letters):
+        found.repeat("a dead letter")
     return found
 
 
@@ -252,14 +260,12 @@ def next_decision_at(decided_at: Iterable[float], since: float) -> float | None:
     return max(((after - before, after) for before, after in pairwise(times)), default=(0.0, None))[1]
 
 
-def _compare(
-    key: Key, due: Wanted, events: Sequence[Mapping[str, Any]], found: Findings, *, allows_repeats: bool
-) -> None:
+def _compare(key: Key, due: Wanted, events: Sequence[Mapping[str, Any]], found: Findings) -> None:
     for _ in events[1:]:
         found.repeat(f"the decision about {key}")
     if len({event["id"] for event in events}) > 1:
         found.object(f"decisions about {key} with {len({event['id'] for event in events})} ids")
-    for event in events if allows_repeats else events[:1]:
+    for event in events if found.allows_repeats else events[:1]:
         data = event["data"]
         counters = {name: value for name, value in data["counters"].items() if key[0] == "settle"}
         came = (event["subject"], data["verdict"], data["reason"], data["parameters"], counters, data.get("command_id") is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import signal
@@ -18,7 +19,7 @@ from ops import cluster, flink_jobs, instance
 from ops.checkpoints import latest_checkpoints
 from ops.submission import Submission, want
 from ops.torture import facts
-from ops.torture.bed import RECOVERY_PATIENCE_S, Bed, Kind, Result
+from ops.torture.bed import ALL_RECOVERED_WITHIN_S, RECOVERY_PATIENCE_S, Bed, Kind, Result
 from ops.torture.traffic import DOMAIN, Load, Uncommitted
 from ops.watch import percentiles
 from ops.worlds import drill
@@ -47,6 +48,7 @@ class Fault:
     says: str
     play: Play
     is_short: bool = False
+    needs_transactions: bool = False
     kind: Kind = field(default_factory=Kind)
 
 
@@ -210,7 +212,7 @@ def restarted_from_checkpoint(bed: Bed, name: str) -> Result:
     at = time.monotonic()
     instance.stop(bed.home)
     bed.bring_up(is_fresh=False)
-    return bed.finish(name, load, since=at)
+    return bed.finish(name, load, since=at, within_s=ALL_RECOVERED_WITHIN_S)
 
 
 def restarted_from_savepoint(bed: Bed, name: str) -> Result:
@@ -221,17 +223,39 @@ def restarted_from_savepoint(bed: Bed, name: str) -> Result:
     return bed.finish(name, load, since=at)
 
 
-def rescaled(parallelism: int) -> Play:
-    def play(bed: Bed, name: str) -> Result:
-        """Every job is cancelled and goes on from its last checkpoint with so many subtasks."""
-        load = bed.start_load(bed.rounds(name))
-        at = time.monotonic()
-        flink_jobs.cancel(bed.home, DOMAIN)
-        flink_jobs.wait_cancelled(bed.home, DOMAIN)
-        _submit(bed, latest_checkpoints(bed.home, DOMAIN), ("--parallelism", str(parallelism)))
-        return bed.finish(name, load, since=at)
+def rescaled_up(bed: Bed, name: str) -> Result:
+    narrow, wide = _widths()
+    return _rescaled(bed, name, narrow, wide)
 
-    return play
+
+def rescaled_down(bed: Bed, name: str) -> Result:
+    narrow, wide = _widths()
+    return _rescaled(bed, name, wide, narrow)
+
+
+def _widths() -> tuple[int, int]:
+    """Subtasks: as configured and half of that, or one and two."""
+    wide = max(2, int(os.environ.get("FLYBALL_PARALLELISM") or "1"))
+    return wide // 2, wide
+
+
+def _rescaled(bed: Bed, name: str, before: int, after: int) -> Result:
+    """Every job is cancelled and goes on from its last checkpoint with other subtasks than `before`."""
+    if bed.parallelism() != before:
+        _go_on_with(bed, before)
+    load = bed.start_load(bed.rounds(name))
+    at = time.monotonic()
+    _go_on_with(bed, after)
+    result = bed.finish(name, load, since=at, notes={"subtasks": [before, after]})
+    if bed.parallelism() != after:
+        result.findings.object(f"expected {after} subtasks, came {bed.parallelism()}: nothing was tried")
+    return result
+
+
+def _go_on_with(bed: Bed, parallelism: int) -> None:
+    flink_jobs.cancel(bed.home, DOMAIN)
+    flink_jobs.wait_cancelled(bed.home, DOMAIN)
+    _submit(bed, latest_checkpoints(bed.home, DOMAIN), ("--parallelism", str(parallelism)))
 
 
 def _submit(bed: Bed, resume_from: dict[str, str], options: Sequence[str]) -> None:
@@ -304,14 +328,14 @@ def slow_agent(bed: Bed, name: str) -> Result:
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": SLOW_MS})
     bed.play_for(2 * PLAYED_S)
     open_calls = flink_jobs.open_calls(bed.home, DOMAIN)
-    result = bed.finish(name, load, since=slow_at)
+    result = bed.finish(name, load, since=None)  # nothing stops
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": 50.0})
     before = _latency_ms(bed, load, since=measured_from, until=slow_at)
     after = _latency_ms(bed, load, since=slow_at)
     result.notes |= {"neighbours_ms_before": before, "neighbours_ms": after, "calls_open_meanwhile": open_calls}
     if open_calls < 1:
         result.findings.object("no call was open meanwhile: nothing was tried")
-    if (after["p50"] or 0) > 2 * (before["p50"] or 0) + 100:
+    if any((after[of] or 0) > 2 * (before[of] or 0) + beside for of, beside in (("p50", 100), ("p99", 500))):
         result.findings.object(f"the neighbours' latency was {before} ms and is {after} ms")
     return result
 
@@ -336,7 +360,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("broker_killed", "kill -9 of the broker", killed("broker"), is_short=True),
     Fault("broker_stopped", "SIGSTOP of the broker for 30 s", broker_stopped),
     Fault("processes_paused", "one process after another stands still, up to 9 s, for a minute", processes_paused),
-    Fault("killed_in_transaction", "kill -9 of the TaskManager while a Kafka transaction is open", killed_in_transaction),
+    Fault("killed_in_transaction", "kill -9 of the TaskManager while a Kafka transaction is open", killed_in_transaction,
+          needs_transactions=True),
     Fault("checkpoint_disk_full", "for 10 s no checkpoint can be written", checkpoint_disk_full),
     Fault("clock_stepped", "the producer's clock steps by a minute, to and fro",
           spoilt(lambda rounds: facts.stepped(rounds, every=4))),
@@ -344,8 +369,8 @@ FAULTS: tuple[Fault, ...] = (
           spoilt(lambda rounds: facts.shuffled(rounds, over=6, seed=1))),
     Fault("input_repeated", "the whole input once more", input_repeated),
     Fault("poison", "a record nobody can read behind every 100", spoilt(lambda rounds: facts.poisoned(rounds, every=100))),
-    Fault("rescaled_up", "every job goes on with two subtasks, from its checkpoint", rescaled(2)),
-    Fault("rescaled_down", "every job goes on with one subtask, from its checkpoint", rescaled(1)),
+    Fault("rescaled_up", "every job goes on with twice the subtasks, from its checkpoint", rescaled_up),
+    Fault("rescaled_down", "every job goes on with half the subtasks, from its checkpoint", rescaled_down),
     Fault("restarted_from_savepoint", "every job is stopped with a savepoint, and goes on from it", restarted_from_savepoint),
     Fault("restarted_from_checkpoint", "everything is taken down, and comes up from checkpoints", restarted_from_checkpoint),
     Fault("taskmanager_killed_at_least_once", "kill -9 of the TaskManager, at least once",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -12,21 +13,25 @@ from rich.table import Table
 
 from contracts.errors import FlyballError, SetupFailed
 from ops.home import Home
-from ops.torture.bed import Bed, Result
+from ops.torture.bed import Bed, Kind, Result
 from ops.torture.checker import Findings
 from ops.torture.faults import FAULTS, Fault
 
 RATE = 60.0
 
 
-def chosen(names: Sequence[str], *, is_short: bool) -> list[Fault]:
-    """The faults to play. Raises SetupFailed for a name there is not."""
-    known = {fault.name: fault for fault in FAULTS}
+def chosen(names: Sequence[str], *, is_short: bool, at_least_once: bool = False) -> list[Fault]:
+    """The faults to play; `at_least_once`: in that delivery, all that need no transaction. Raises SetupFailed for a name there is not."""
+    faults = FAULTS
+    if at_least_once:
+        plain = [fault for fault in FAULTS if fault.kind.delivery == "exactly_once" and not fault.needs_transactions]
+        faults = tuple(replace(fault, kind=replace(fault.kind, delivery="at_least_once")) for fault in plain)
+    known = {fault.name: fault for fault in faults}
     if unknown := [name for name in names if name not in known]:
         raise SetupFailed(f"--fault: no fault {unknown[0]!r}; there are: {', '.join(known)}")
     if names:
-        return [fault for fault in FAULTS if fault.name in names]
-    return [fault for fault in FAULTS if fault.is_short or not is_short]
+        return [fault for fault in faults if fault.name in names]
+    return [fault for fault in faults if fault.is_short or not is_short]
 
 
 def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: float = RATE) -> list[Result]:
@@ -36,15 +41,26 @@ def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: floa
         left = list(group)
         while left:
             began = time.monotonic()
-            bed = Bed(home, kind, rate=rate)
-            with bed.up():
-                console.print(f"an instance is up after {time.monotonic() - began:.0f} s ({kind.delivery})", style="dim")
-                is_alive = True
-                while left and is_alive:
-                    fault = left.pop(0)
-                    result, is_alive = _play(bed, fault, console, is_last=not left)
-                    results.append(result)
+            bed, was_up = Bed(home, kind, rate=rate), False
+            try:
+                with bed.up():
+                    console.print(f"an instance is up after {time.monotonic() - began:.0f} s ({kind.delivery})", style="dim")
+                    is_alive = was_up = True
+                    while left and is_alive:
+                        fault = left.pop(0)
+                        result, is_alive = _play(bed, fault, console, is_last=not left)
+                        results.append(result)
+            except Exception as error:  # an instance that does not come up, or down: what was found before stays told
+                fault = results[-1].fault if was_up else left.pop(0).name
+                console.print(f"bad {fault}: {error}", markup=False, highlight=False, style="red")
+                results.append(_failed(fault, kind, error))
     return results
+
+
+def _failed(fault: str, kind: Kind, error: Exception) -> Result:
+    findings = Findings()
+    findings.object(str(error) if isinstance(error, FlyballError) else repr(error))
+    return Result(fault, kind.delivery, 0, findings, None)
 
 
 def _play(bed: Bed, fault: Fault, console: Console, *, is_last: bool) -> tuple[Result, bool]:
@@ -58,9 +74,7 @@ def _play(bed: Bed, fault: Fault, console: Console, *, is_last: bool) -> tuple[R
                 bed.check_repeats(result.findings)
         except Exception as error:  # whatever a broken instance does to us is the fault's finding
             is_alive = False
-            findings = Findings()
-            findings.object(str(error) if isinstance(error, FlyballError) else repr(error))
-            result = Result(fault.name, fault.kind.delivery, 0, findings, None)
+            result = _failed(fault.name, fault.kind, error)
     result.seconds = time.monotonic() - began
     seconds = result.seconds_to_next_decision
     console.print(

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from rich.console import Console
 
 from contracts.errors import SetupFailed
 from ops.audit import Verified
-from ops.torture import checker, facts, faults, run
+from ops.home import Home
+from ops.torture import bed, checker, facts, faults, run
 from ops.torture.bed import Result, check_audit
 from ops.torture.checker import Findings, Seen, check, wanted
 from ops.torture.facts import Fact
@@ -140,22 +142,31 @@ def test_an_outcome_is_repeated_when_it_came_again_as_another_event() -> None:
     assert found(came) == (0, 0, 0)
     came["outcomes"].append({**came["outcomes"][0], "id": "another"})
     assert found(came) == (0, 1, 1)
-    assert found(came, allows_repeats=True) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
 
 
 def test_an_outcome_is_wrong_when_it_came_again_under_its_id_and_says_something_else() -> None:
     came = perfect()
     again = copy.deepcopy(came["outcomes"][0])
     came["outcomes"].append({**again, "data": {**again["data"], "cost": 7}})
-    for allows_repeats in (False, True):
-        assert found(came, allows_repeats=allows_repeats) == (0, 1, 1)
+    assert found(came) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
 
 
 def test_a_command_is_wrong_when_it_came_again_under_another_id() -> None:
     came = perfect()
     came["commands"].append({**came["commands"][0], "id": "another"})
-    for allows_repeats in (False, True):
-        assert found(came, allows_repeats=allows_repeats) == (0, 1, 1)
+    assert found(came) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
+
+
+def test_the_same_again_is_counted_apart_at_least_once() -> None:
+    came = perfect()
+    for what in ("decisions", "commands"):
+        came[what].append(copy.deepcopy(came[what][0]))
+    findings = check(wanted(GIVEN), 0, Seen(**came), INSTANTS, allows_repeats=True)
+    assert (findings.repeated, findings.recognised) == (0, 2)
+    assert Result("f", "at_least_once", 3, findings, None).told()["recognised_repeats"] == 2
 
 
 def test_only_the_same_again_is_green_at_least_once() -> None:
@@ -195,7 +206,7 @@ def test_a_command_is_wrong_when_no_decision_leads_to_it() -> None:
 def test_a_repeat_is_wrong_when_it_has_another_id() -> None:
     came = perfect()
     came["decisions"].append({**copy.deepcopy(came["decisions"][0]), "id": "another"})
-    assert found(came, allows_repeats=True) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
 
 
 def test_a_repeat_is_wrong_when_it_says_something_else_at_least_once() -> None:
@@ -203,7 +214,7 @@ def test_a_repeat_is_wrong_when_it_says_something_else_at_least_once() -> None:
     again = copy.deepcopy(came["decisions"][0])
     again["data"]["verdict"] = "deny"
     came["decisions"].append(again)
-    assert found(came, allows_repeats=True) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
 
 
 def test_a_bad_record_is_lost_when_it_is_not_in_dead_letters() -> None:
@@ -241,7 +252,7 @@ def test_a_repeated_command_is_wrong_when_it_says_something_else_at_least_once()
     again = copy.deepcopy(came["commands"][0])
     again["data"]["parameters"]["amount"] += 1
     came["commands"].append(again)
-    assert found(came, allows_repeats=True) == (0, 1, 1)
+    assert found(came, allows_repeats=True) == (0, 0, 1)
 
 
 def test_a_settlement_is_wrong_when_nobody_saw_a_command_for_it() -> None:
@@ -383,6 +394,36 @@ def test_the_fate_of_a_transaction_is_known_when_something_behind_it_was_read() 
 )
 def test_the_next_decision_is_the_one_that_ends_the_longest_silence(decided_at: list[float], at: float | None) -> None:
     assert checker.next_decision_at(decided_at, 10.0) == at
+
+
+def test_every_fault_that_needs_no_transaction_can_be_played_at_least_once() -> None:
+    given = run.chosen([], is_short=False, at_least_once=True)
+    assert {fault.kind.delivery for fault in given} == {"at_least_once"}
+    plain = {fault.name for fault in faults.FAULTS if fault.kind.delivery == "exactly_once"}
+    assert plain - {fault.name for fault in given} == {"killed_in_transaction"}
+    assert len(run.chosen([], is_short=True, at_least_once=True)) == 4
+    with pytest.raises(SetupFailed, match="no fault 'killed_in_transaction'"):
+        run.chosen(["killed_in_transaction"], is_short=False, at_least_once=True)
+
+
+@pytest.mark.parametrize(("configured", "widths"), [(None, (1, 2)), ("1", (1, 2)), ("2", (1, 2)), ("4", (2, 4))])
+def test_rescaling_always_changes_something(monkeypatch: pytest.MonkeyPatch, configured: str | None, widths: tuple[int, int]) -> None:
+    monkeypatch.delenv("FLYBALL_PARALLELISM", raising=False)
+    if configured:
+        monkeypatch.setenv("FLYBALL_PARALLELISM", configured)
+    assert faults._widths() == widths
+
+
+def test_an_instance_that_does_not_come_up_is_a_bad_row_and_the_next_fault_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(home: object) -> None:
+        raise SetupFailed("port 9092 is taken")
+
+    monkeypatch.setattr(bed.instance, "stop", refused)
+    results = run.torture(Home(tmp_path), run.chosen([], is_short=True), Console(quiet=True))
+    assert [result.findings.told for result in results] == [["wrong: port 9092 is taken"]] * 4
+    assert not any(result.is_green for result in results)
 
 
 def test_the_checker_shares_no_code_with_what_it_judges() -> None:
