@@ -1,8 +1,13 @@
 """Dead letters as they are read: what was refused and why, what was put back (ops/redrive.py), and how that ended.
 
 Where a record was put says how it ended: a dead letter about that place continues the history, and readers that are
-past it without one have accepted it. Every job, producer and actuator may write letters: what no stage can have
-written is left out, and what a letter says of its record is a claim. Nothing here writes.
+past it without one have accepted it. Nothing here writes.
+
+Every job, producer and actuator may write letters: what no stage can have written is left out, and what a letter says of
+its record is a claim. So is a `flyball.redriven` event: it counts only if the record it tells of stands where it says,
+as `redrive` puts it there (`is_put_back`). A record that has left the log cannot be looked at: then the event counts,
+as nothing is put back twice, unless the log shows that the record would still have to be there (`judged`). Who may
+write the topic of a record can still claim that it was corrected, with a record of its own in that topic that says so.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,19 +23,28 @@ from functools import cached_property
 from typing import Any, Literal
 
 import orjson
+from kafka import KafkaConsumer, TopicPartition
 from pydantic import ValidationError
 
 from contracts.access import principal
-from contracts.dead_letter import Cause, DeadLetter, Redriven
+from contracts.dead_letter import PUT_BACK, Cause, DeadLetter, Redriven
 from contracts.envelope import parse_time_ms
-from contracts.errors import SetupFailed
-from contracts.topics import topic
+from contracts.errors import BrokerUnavailable, SetupFailed
+from contracts.topics import TOPICS, topic
 from ops import kafka
 
 # As contracts/envelope.py `derive_id` makes them; they name files, too.
 _ID = re.compile(r"[0-9a-f]{32}")
+# What the record that was put back carries: the letter it comes from, and how often it was put back by then.
+LETTER_HEADER, ATTEMPT_HEADER = "flyball-dead-letter", "flyball-attempt"
+_MAX_ATTEMPTS = 1_000_000
+# A record and its event are taken by the broker within one transaction (seconds); more than brokers' clocks differ, too.
+_TOGETHER_MS = 5 * 60_000
+_PATIENCE_S = 30.0
 State = Literal["dead", "redriven", "accepted", "dead_again"]
 Mark = tuple[str, str]
+# What the log says to a claim that a record was put back: it is there, it cannot be looked at, it never was there.
+Standing = Literal["there", "unknown", "forged"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +74,28 @@ class Letter:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A `flyball.redriven` event as read: `put` tells where the letter's record is now. `taken_ms`: when the broker took it."""
+
+    letter: Letter
+    put: Redriven
+    at: str
+    taken_ms: int
+
+
+@dataclass(frozen=True)
 class History:
-    """A letter, where its record was put, and the letters before and after it about the same record."""
+    """A letter, where its record was put, and the letters before and after it about the same record.
+
+    `is_seen`: the record was looked at where it was put; otherwise it has left the log, or a transaction hides it still.
+    """
 
     letter: Letter
     attempt: int = 0
     before: str | None = None
     redriven: Redriven | None = None
     redriven_at: str | None = None
+    is_seen: bool = False
     after: str | None = None
 
     def state(self, passed: Callable[[Redriven], bool]) -> State:
@@ -84,24 +113,39 @@ def sha256(value: bytes | None) -> str:
 # -------------------------------------------------------------------------------------- reading
 
 
-def histories(values: Iterable[bytes | None]) -> list[History]:
-    """The letters of a dead-letters topic in its order, each once, with what became of them. Others are left out."""
+def histories(
+    domain: str, records: Iterable[kafka.Record], standing: Callable[[Claim], Standing], *, of: Collection[Mark] | None = None
+) -> list[History]:
+    """The letters of a dead-letters topic in its order, each once, with what became of them. Others are left out.
+
+    `standing` is asked about each claim that can be true, in the order of the places, and about those of `of` alone (None: all).
+    """
     letters: dict[tuple[str, Mark], Letter] = {}
-    marks: dict[Mark, tuple[Redriven, str, str]] = {}
-    for value in values:
+    claims: list[Claim] = []
+    for record in records:
         try:
-            event = orjson.loads(value or b"")
-            data = orjson.dumps(event["data"])
-            if event["type"] == Redriven.event_type:
-                redriven = Redriven.model_validate_json(data)
-                marks[(event["subject"], redriven.refused_sha256)] = redriven, event["time"], event["causationid"]
-            elif event["type"] == DeadLetter.event_type and _ID.fullmatch(event["id"]):
-                letter = Letter(event["id"], event["time"], DeadLetter.model_validate_json(data))
-                parse_time_ms(letter.at), letter.key  # both as they must be
+            event = orjson.loads(record.value or b"")
+            kind, at, data = event["type"], event["time"], orjson.dumps(event["data"])
+            if kind == Redriven.event_type:
+                put = Redriven.model_validate_json(data)
+                letter = letters.get((event["causationid"], (event["subject"], put.refused_sha256)))
+                parse_time_ms(at)
+                if letter is not None and (of is None or letter.mark in of) and may_be(domain, letter, put):
+                    claims.append(Claim(letter, put, at, record.appended_ms))
+            elif kind == DeadLetter.event_type and _ID.fullmatch(event["id"]):
+                letter = Letter(event["id"], at, DeadLetter.model_validate_json(data))
+                parse_time_ms(at), letter.key  # both as they must be
                 letters.setdefault((letter.id, letter.mark), letter)
         except (ValidationError, KeyError, TypeError, ValueError):  # whoever may write letters may write nonsense
             continue
-    put_at = {f"{put.topic}/{put.partition}/{put.offset}": (cause, put.attempt) for put, _, cause in marks.values()}
+    asked = sorted(range(len(claims)), key=lambda number: _where(claims[number].put))
+    said = {number: standing(claims[number]) for number in asked}
+    marks: dict[Mark, tuple[Claim, bool]] = {}
+    for is_seen, wanted in ((True, "there"), (False, "unknown")):  # what was seen first, whoever came before
+        for number, claim in enumerate(claims):
+            if said[number] == wanted:
+                marks.setdefault(claim.letter.mark, (claim, is_seen))
+    put_at = {place_of(claim.put): (claim.letter.id, claim.put.attempt) for claim, _ in marks.values()}
     died_at: dict[str, str] = {}
     for letter in letters.values():
         died_at.setdefault(letter.place, letter.id)
@@ -110,17 +154,130 @@ def histories(values: Iterable[bytes | None]) -> list[History]:
         before, attempt = put_at.get(letter.place, (None, 0))
         history = History(letter, attempt, before)
         if letter.mark in marks:
-            redriven, at, _ = marks[letter.mark]
-            after = died_at.get(f"{redriven.topic}/{redriven.partition}/{redriven.offset}")
-            history = replace(history, redriven=redriven, redriven_at=at, after=after)
+            claim, is_seen = marks[letter.mark]
+            after = died_at.get(place_of(claim.put))
+            history = replace(history, redriven=claim.put, redriven_at=claim.at, is_seen=is_seen, after=after)
         found.append(history)
     return found
 
 
-def read(bootstrap_servers: str, domain: str) -> list[History]:
-    """Every dead letter of the domain (committed records)."""
-    records = kafka.read_all(bootstrap_servers, [topic("dead-letters").of(domain)])
-    return histories(record.value for record in records)
+def _where(put: Redriven) -> tuple[str, int, int]:
+    return put.topic, put.partition, put.offset
+
+
+def place_of(put: Redriven) -> str:
+    return f"{put.topic}/{put.partition}/{put.offset}"
+
+
+def is_line(domain: str, letter: Letter) -> bool:
+    """Whether it is about a line of a file, and no record of the domain."""
+    return letter.data.topic not in {row.of(domain) for row in TOPICS}
+
+
+def home_of(domain: str, letter: Letter) -> str:
+    """The topic its record goes back to, without the domain: the one it was in; a line of a file becomes a fact."""
+    return "facts" if is_line(domain, letter) else letter.data.topic.removeprefix(f"{domain}.")
+
+
+def may_be(domain: str, letter: Letter, put: Redriven) -> bool:
+    """Whether `redrive` can have put the letter's record there: as it was only behind it in its own partition."""
+    home = home_of(domain, letter)
+    if home not in PUT_BACK or put.topic != topic(home).of(domain) or put.attempt > _MAX_ATTEMPTS or min(put.partition, put.offset) < 0:
+        return False
+    if put.is_edited:
+        return True
+    same = (put.topic, put.partition, put.sha256) == (letter.data.topic, letter.data.partition, put.refused_sha256)
+    return same and put.offset > letter.data.offset
+
+
+def is_put_back(claim: Claim, record: kafka.Record) -> bool:
+    """Whether the record is the one claimed: its bytes, and the headers that `redrive` gives it."""
+    wanted = {(LETTER_HEADER, claim.letter.id.encode()), (ATTEMPT_HEADER, str(claim.put.attempt).encode())}
+    return sha256(record.value) == claim.put.sha256 and wanted <= set(record.headers)
+
+
+def judged(claim: Claim, record: kafka.Record | None, oldest: kafka.Record | None, stable: int, end: int) -> Standing:
+    """A claim by what the log holds: `record` at its place, and the `oldest` of that partition (None: nothing).
+
+    Offsets before `stable` are of transactions that have ended, before `end` of those that were begun. A log is in order
+    of time: where its oldest record was taken well before the claim, one put back with the claim has not left it.
+    """
+    at = claim.put.offset
+    if record is not None:
+        return "there" if is_put_back(claim, record) else "forged"
+    if at >= end:
+        return "forged"
+    if at >= stable or oldest is None:
+        return "unknown"
+    return "forged" if at >= oldest.offset or oldest.appended_ms < claim.taken_ms - _TOGETHER_MS else "unknown"
+
+
+class Places:
+    """Says how claims about one domain stand, by its log as it is now; quick for those asked in the order of the log."""
+
+    def __init__(self, bootstrap_servers: str, domain: str) -> None:
+        self._bootstrap_servers, self._principal = bootstrap_servers, principal(domain, "reader")
+        self._bounds: dict[TopicPartition, tuple[kafka.Record | None, int, int]] = {}
+        self._ahead: dict[tuple[str, int, int], kafka.Record] = {}
+        self._open: list[KafkaConsumer] = []
+
+    @cached_property
+    def _committed(self) -> KafkaConsumer:
+        return self._opened(is_committed=True)
+
+    @cached_property
+    def _every(self) -> KafkaConsumer:
+        return self._opened(is_committed=False)
+
+    def _opened(self, *, is_committed: bool) -> KafkaConsumer:
+        self._open.append(found := kafka.consumer(self._bootstrap_servers, principal=self._principal, is_committed=is_committed))
+        return found
+
+    def standing(self, claim: Claim) -> Standing:
+        """`judged`. Raises BrokerUnavailable."""
+        where, at = _where(claim.put), claim.put.offset
+        partition = TopicPartition(*where[:2])
+        if partition not in self._bounds:  # before the record: what is committed meanwhile is no forgery
+            self._bounds[partition] = self._bounds_of(partition)
+        oldest, stable, end = self._bounds[partition]
+        if where not in self._ahead and at < stable:
+            self._committed.assign([partition])
+            self._committed.seek(partition, at)
+            self._ahead = {(r.topic, r.partition, r.offset): r for r in self._batch(partition, at + 1)}
+        return judged(claim, self._ahead.get(where), oldest, stable, end)
+
+    def _bounds_of(self, partition: TopicPartition) -> tuple[kafka.Record | None, int, int]:
+        """The oldest committed record, and where the committed ones and all end; nothing where there is no such partition."""
+        if partition not in kafka.partitions(self._committed, [partition.topic]):
+            return None, 0, 0
+        stable, end = (kafka.end_offsets(reader, [partition])[partition] for reader in (self._committed, self._every))
+        self._committed.assign([partition])
+        self._committed.seek_to_beginning(partition)
+        return next(iter(self._batch(partition, stable)), None), stable, end
+
+    def _batch(self, partition: TopicPartition, behind: int) -> list[kafka.Record]:
+        """The next committed records; none when there are none before `behind`."""
+        until = time.monotonic() + _PATIENCE_S
+        while self._committed.position(partition) < behind:
+            if found := list(kafka.poll(self._committed, timeout_ms=200)):
+                return found
+            if time.monotonic() > until:
+                raise BrokerUnavailable(f"{partition.topic}/{partition.partition} at {self._bootstrap_servers}: nothing came for {_PATIENCE_S:.0f} s")
+        return []
+
+    def close(self) -> None:
+        for each in self._open:
+            each.close()
+
+
+def read(bootstrap_servers: str, domain: str, *, of: Collection[Mark] | None = None) -> list[History]:
+    """Every dead letter of the domain (committed records); with what was put back of all, or of `of` alone."""
+    places = Places(bootstrap_servers, domain)
+    try:
+        records = kafka.read_all(bootstrap_servers, [topic("dead-letters").of(domain)])
+        return histories(domain, records, places.standing, of=of)
+    finally:
+        places.close()
 
 
 def passed(bootstrap_servers: str, domain: str, jobs: Collection[str]) -> Callable[[Redriven], bool]:
@@ -162,7 +319,8 @@ def told(history: History, is_past: Callable[[Redriven], bool], *, with_value: b
         if redriven is None
         else {
             "at": history.redriven_at,
-            "place": f"{redriven.topic}/{redriven.partition}/{redriven.offset}",
+            "place": place_of(redriven),
+            "is_seen": history.is_seen,
             "attempt": redriven.attempt,
             "is_edited": redriven.is_edited,
         },
@@ -214,7 +372,14 @@ def chain(found: Sequence[History], history: History) -> list[History]:
     while first.before in by_id and first.before not in seen:  # letters somebody forged may go round
         seen.add(first.before)
         first = by_id[first.before]
-    line = [first]
+    line, listed = [first], {_key(first)}
     for each in line:
-        line.extend(after for after in ahead[each.letter.id] if after not in line)
+        for after in ahead[each.letter.id]:
+            if _key(after) not in listed:
+                listed.add(_key(after))
+                line.append(after)
     return line
+
+
+def _key(history: History) -> tuple[str, Mark]:
+    return history.letter.id, history.letter.mark

@@ -25,15 +25,25 @@ from contracts.dead_letter import PUT_BACK, Redriven
 from contracts.domain import load_domain
 from contracts.envelope import derive_id, parse_json, schema_urn
 from contracts.errors import BadInput, SetupFailed
-from contracts.topics import MAX_FACT_BYTES, TOPICS, topic
+from contracts.topics import MAX_FACT_BYTES, topic
 from jobs.settings import load_settings
 from ops import kafka
-from ops.dead_letters import History, Letter, Mark, choose, read, sha256
+from ops.dead_letters import (
+    ATTEMPT_HEADER,
+    LETTER_HEADER,
+    History,
+    Letter,
+    Mark,
+    choose,
+    home_of,
+    is_line,
+    place_of,
+    read,
+    sha256,
+)
 from udfs.serde import MAX_KEPT_BYTES, MAX_KEPT_KEY_BYTES, FactReader, write_event
 
 STAGE = "redrive"
-# What the record that was put back carries: the letter it comes from, and how often it was put back by then.
-LETTER_HEADER, ATTEMPT_HEADER = "flyball-dead-letter", "flyball-attempt"
 # One transaction holds at most so many records; readers of the topics wait until it ends.
 _BATCH = 50
 _PUBLISH_ANEW = "publish it anew, which checks it: './flyball {} publish'"
@@ -93,10 +103,12 @@ def corrected_lines(lines: Iterable[bytes]) -> dict[str, bytes]:
         try:
             given = orjson.loads(line)
             name, value = given["id"], given["value"]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            if not isinstance(name, str):
+                raise TypeError(f"'id' is no text but {type(name).__name__}")
+            found[name] = value.encode() if isinstance(value, str) else orjson.dumps(value)
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:  # TypeError: also what is nested too deeply
             expected = '{"id": "<of the dead letter>", "value": {<the corrected event>}}'
             raise SetupFailed(f"line {number}: expected {expected}, came {error!r}") from None
-        found[str(name)] = value.encode() if isinstance(value, str) else orjson.dumps(value)
     return found
 
 
@@ -155,14 +167,11 @@ def plan(
 ) -> Put:
     """What is to be put back for a letter: its record as it was, or `corrected`. Raises BadInput or SetupFailed with why not."""
     letter = history.letter
-    name = letter.data.topic.removeprefix(f"{domain}.")
-    is_line = letter.data.topic not in {row.of(domain) for row in TOPICS}
-    if is_line:
-        name = "facts"
+    name = home_of(domain, letter)
     if name not in PUT_BACK:
         raise SetupFailed(_NEVER.get(name, f"only its own writer writes to {domain}.{name}"))
     if corrected is None:
-        if is_line:
+        if is_line(domain, letter):
             raise SetupFailed("a line of a file is no event: give the event with --edit or '-', or emit the corrected file")
         if len(letter.value or b"") >= MAX_KEPT_BYTES or len(letter.key or b"") >= MAX_KEPT_KEY_BYTES:
             raise SetupFailed("only its first bytes were kept")
@@ -207,7 +216,7 @@ def redrive(
     for history in chosen:
         name = history.letter.id
         if history.redriven is not None:
-            results[name] = _skipped(name, history.redriven)
+            results[name] = _skipped(name, history.redriven, history.is_seen)
             continue
         given = None if corrected is None else corrected[name]
         if given is not None and given == (history.letter.value or b""):
@@ -236,9 +245,10 @@ def redrive(
     return [results[history.letter.id] for history in chosen]
 
 
-def _skipped(letter_id: str, before: Redriven) -> Result:
-    place = f"{before.topic}/{before.partition}/{before.offset}"
-    return Result(letter_id, "skipped", f"redriven before, to {place}", place, before.attempt)
+def _skipped(letter_id: str, before: Redriven, is_seen: bool) -> Result:
+    place = place_of(before)
+    unseen = "" if is_seen else ", says an event, and that record cannot be looked at (any more): 'dead-letters show', and 'emit' it as a fact if it was not"
+    return Result(letter_id, "skipped", f"redriven before, to {place}{unseen}", place, before.attempt)
 
 
 def _foreseen(put: Put, domain: str, judge: Mapping[str, Judge]) -> str:
@@ -268,14 +278,15 @@ def _put_back(
     now_ms: int,
 ) -> Iterator[Result]:  # fmt: skip
     """In transactions of records with their marks; `writer` has fenced every other, so the marks read here are all."""
-    done = {h.letter.mark: h.redriven for h in read(bootstrap_servers, domain) if h.redriven is not None}
+    of = {put.letter.mark for put in todo}
+    done = {h.letter.mark: (h.redriven, h.is_seen) for h in read(bootstrap_servers, domain, of=of) if h.redriven is not None}
     for start in range(0, len(todo), _BATCH):
         batch: dict[Mark, Put] = {}
         headers: dict[Mark, list[tuple[str, str | bytes]]] = {}
         for put in todo[start : start + _BATCH]:
             mark = put.letter.mark
             if mark in done:
-                yield _skipped(put.letter.id, done[mark])
+                yield _skipped(put.letter.id, *done[mark])
             elif mark in batch:
                 yield Result(put.letter.id, "skipped", f"the same record as of {batch[mark].letter.id}")
             else:
@@ -294,18 +305,19 @@ def _put_back(
                 writer.send(put.topic, put.key, put.value, partition=put.partition, headers=headers[mark])
             places = writer.flush()
             for put, (partition, offset) in zip(batch.values(), places, strict=True):
-                done[put.letter.mark] = redriven = Redriven(
+                redriven = Redriven(
                     refused_sha256=sha256(put.letter.value), attempt=put.attempt, is_edited=put.is_edited,
                     topic=put.topic, partition=partition, offset=offset, sha256=sha256(put.value),
                 )  # fmt: skip
+                done[put.letter.mark] = redriven, True
                 writer.send(
                     topic("dead-letters").of(domain), put.letter.place.encode(),
                     _event(domain, put.letter, redriven, now_ms),
                 )  # fmt: skip
             writer.flush()
         for mark, put in batch.items():
-            at = done[mark]
-            yield Result(put.letter.id, "redriven", "", f"{at.topic}/{at.partition}/{at.offset}", at.attempt)
+            at, _ = done[mark]
+            yield Result(put.letter.id, "redriven", "", place_of(at), at.attempt)
 
 
 def _event(domain: str, letter: Letter, redriven: Redriven, now_ms: int) -> bytes:

@@ -1,8 +1,11 @@
-"""The causal tree around an event: every record of its chain, each under what caused it."""
+"""The causal tree around an event: every record of its chain, each under what caused it.
+
+A record that is no event is left out; whatever events name as their causes, each of a chain is shown, and once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,9 @@ CHAIN = ("facts", "situations", "proposals", "decisions", "approvals", "commands
 
 NOUNS = {"approvals": "answer"}
 SHORT_ID = 12  # so many characters of an id are shown
+# Deeper than chains that the loop guard lets grow; what is caused further down is shown as a root again.
+MAX_DEPTH = 100
+_GOVERNED = ("decision", "command")
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,27 @@ class Link:
 
 
 def _scan(bootstrap_servers: str, domain: str, needle: bytes) -> list[Link]:
-    links = []
     topics = {topic(name).of(domain): NOUNS.get(name, name.rstrip("s")) for name in CHAIN}
-    for record in kafka.read_all(bootstrap_servers, list(topics)):
+    return links(kafka.read_all(bootstrap_servers, list(topics)), topics, needle)
+
+
+def links(records: Iterable[kafka.Record], nouns: dict[str, str], needle: bytes) -> list[Link]:
+    """The events among records (`nouns`: by topic) in which `needle` stands: what has an id, and can be shown."""
+    found = []
+    for record in records:
         if record.value is not None and needle in record.value:
             try:
                 event = orjson.loads(record.value)
-            except orjson.JSONDecodeError:
+                orjson.dumps(event)  # refuses what is nested too deeply to be shown
+            except (orjson.JSONDecodeError, TypeError):
                 continue
-            if isinstance(event, dict):
-                place = f"{record.topic}/{record.partition}/{record.offset}"
-                links.append(Link(topics[record.topic], place, event))
-    return links
+            if isinstance(event, dict) and _text(event, "id"):
+                found.append(Link(nouns[record.topic], f"{record.topic}/{record.partition}/{record.offset}", event))
+    return found
+
+
+def _text(of: dict[str, Any], name: str) -> str:
+    return found if isinstance(found := of.get(name), str) else ""
 
 
 def find_chain(bootstrap_servers: str, domain: str, wanted: str) -> list[Link]:
@@ -65,16 +80,16 @@ def find_chain(bootstrap_servers: str, domain: str, wanted: str) -> list[Link]:
     (correlation,) = chains
     if correlation != wanted:
         near = _scan(bootstrap_servers, domain, correlation.encode())
-    chain: dict[str, Link] = {}
+    chain: dict[tuple[str, str], Link] = {}
     for link in near:
-        if correlation in (link.event.get("correlationid"), link.event.get("id")):
-            chain.setdefault(str(link.event["id"]), link)
+        if correlation in (_text(link.event, "correlationid"), link.event["id"]):
+            chain.setdefault((link.noun, link.event["id"]), link)
     return list(chain.values())
 
 
 def _correlations(links: list[Link], is_named: Callable[[str], bool]) -> set[str]:
     """The chains of those events whose id or correlation id is asked for."""
-    names = ((str(link.event.get("id")), str(link.event.get("correlationid") or link.event.get("id"))) for link in links)
+    names = ((link.event["id"], _text(link.event, "correlationid") or link.event["id"]) for link in links)
     return {correlation for name, correlation in names if is_named(name) or is_named(correlation)}
 
 
@@ -92,27 +107,33 @@ def find_anywhere(bootstrap_servers: str, wanted: str) -> list[Link]:
 
 
 def tree_data(chain: list[Link]) -> list[dict[str, Any]]:
-    """The chain as nested {id, noun, place, event, effects}; several roots when a cause is gone."""
-    nodes = {
-        str(link.event["id"]): {
-            "id": link.event["id"], "noun": link.noun, "place": link.place,
-            "event": link.event, "effects": [],
-        }
-        for link in chain
-    }  # fmt: skip
-    roots = []
-    for link in chain:
-        node = nodes[str(link.event["id"])]
-        parent = nodes.get(str(link.event.get("causationid")))
-        if parent is None or parent is node:
-            roots.append(node)
-        else:
-            parent["effects"].append(node)
+    """The chain as nested {id, noun, place, event, effects}; several roots when a cause is gone, or causes go round."""
+    nodes = [{"id": link.event["id"], "noun": link.noun, "place": link.place, "event": link.event, "effects": []} for link in chain]
+    # Who may write facts may take the id of a decision; what only `govern` writes is meant.
+    by_id = {nodes[number]["id"]: number for number in sorted(range(len(nodes)), key=lambda number: nodes[number]["noun"] in _GOVERNED)}
+    named = [by_id.get(_text(node["event"], "causationid")) for node in nodes]
+    causes: dict[int, int | None] = {}
+    depths: dict[int, int] = {}
+    for number in range(len(nodes)):
+        way: dict[int, None] = {}  # up to where the place in the tree is known, or the causes go round
+        at: int | None = number
+        while at is not None and at not in depths and at not in way:
+            way[at] = None
+            at = named[at]
+        for below in reversed(way):
+            cause = named[below]
+            depth = MAX_DEPTH if cause is None else depths.get(cause, MAX_DEPTH) + 1
+            causes[below], depths[below] = (cause, depth) if depth < MAX_DEPTH else (None, 0)
+    roots: list[dict[str, Any]] = []
+    for number, node in enumerate(nodes):
+        above = causes[number]
+        (roots if above is None else nodes[above]["effects"]).append(node)
     return roots
 
 
 def _line(node: dict[str, Any]) -> Text:
-    event, data = node["event"], node["event"].get("data") or {}
+    event = node["event"]
+    data = event["data"] if isinstance(event.get("data"), dict) else {}
     told = {
         "fact": lambda: f"{event['type']} {_short(data)}",
         "situation": lambda: f"{event['type']} {_short(data)}",
@@ -126,12 +147,12 @@ def _line(node: dict[str, Any]) -> Text:
     }
     try:
         text = told[node["noun"]]()
-    except (KeyError, TypeError, ValueError):
-        text = str(event.get("type"))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        text = _text(event, "type")
     told_text = plain(text)
     if node["noun"] == "decision" and "verdict" in data:
-        told_text.stylize("bold", 0, len(str(data["verdict"])))
-    where = plain(f" {str(node['id'])[:SHORT_ID]} {event.get('time')} ")
+        told_text.stylize("bold", 0, len(_text(data, "verdict")))
+    where = plain(f" {str(node['id'])[:SHORT_ID]} {_text(event, 'time')} ")
     where.stylize("dim")
     return Text.assemble((f"{node['noun']:<9}", "cyan"), where, told_text)
 
@@ -146,12 +167,12 @@ def _short(data: dict[str, Any]) -> str:
 
 def as_tree(roots: list[dict[str, Any]]) -> Tree:
     """The same for people."""
-    subject = roots[0]["event"].get("subject") if roots else ""
+    subject = _text(roots[0]["event"], "subject") if roots else ""
     tree = Tree(Text.assemble("chain of ", plain(subject)), guide_style="dim")
 
     def grow(branch: Tree, node: dict[str, Any]) -> None:
         twig = branch.add(_line(node))
-        for effect in sorted(node["effects"], key=lambda n: str(n["event"].get("time"))):
+        for effect in sorted(node["effects"], key=lambda n: _text(n["event"], "time")):
             grow(twig, effect)
 
     for root in roots:

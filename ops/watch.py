@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, deque
@@ -13,10 +14,12 @@ import orjson
 from kafka import TopicPartition
 
 from contracts.access import principal
-from contracts.dead_letter import Redriven
+from contracts.command import Command
+from contracts.dead_letter import DeadLetter
 from contracts.decision import Decision
 from contracts.envelope import parse_time_ms
 from contracts.fact import ClockTicked
+from contracts.outcome import Outcome
 from contracts.topics import topic
 from ops import kafka
 from ops.world import Decided, DecisionOf
@@ -65,7 +68,7 @@ class Watch(threading.Thread):
     """Reads a domain's topics in the background until `stop`. `seen` may be read at any time.
 
     With `spool` (a folder), decisions.jsonl and commands.jsonl are written there as they arrive, one
-    CloudEvent a line as read from its topic.
+    CloudEvent a line as read from its topic. What others write into the topics is left out, and never ends it.
     """
 
     def __init__(
@@ -175,92 +178,119 @@ class Watch(threading.Thread):
         kind, seen = self._short[record.topic], self.seen
         try:
             event = orjson.loads(record.value or b"")
-            data = event.get("data") or {}
-        except (orjson.JSONDecodeError, AttributeError):
-            if kind == "facts":
-                seen.facts += 1
+        except orjson.JSONDecodeError:
+            event = None
+        if not isinstance(event, dict):
+            seen.facts += kind == "facts"
             return
-        if event.get("type") == ClockTicked.event_type:
+        data = event["data"] if isinstance(event.get("data"), dict) else {}
+        written = _text(event, "type")
+        if written == ClockTicked.event_type:
             return
         if kind == "facts":
-            seen.facts += 1
-            if seen.first_fact_ms is None:
-                seen.first_fact_ms = record.appended_ms
-            fact_id = event.get("id")
-            if fact_id in self._fact_ms:
-                seen.duplicates += 1
-            elif isinstance(fact_id, str):
-                if len(self._fact_ms) >= _REMEMBERED_FACTS:
-                    del self._fact_ms[next(iter(self._fact_ms))]
-                self._fact_ms[fact_id] = record.appended_ms
-        elif kind == "dead-letters":
-            if event.get("type") == Redriven.event_type:
-                return
+            self._take_fact(record, _text(event, "id"))
+        elif kind == "dead-letters" and written == DeadLetter.event_type:
             seen.dead_letters += 1
-            seen.causes[str(data.get("cause"))] += 1
-        elif kind == "outcomes":
-            seen.outcomes[str(data.get("status"))] += 1
-            command_id = str(data.get("command_id"))
-            if self._decision_key is not None:
-                self._done[command_id] = str(data.get("status")), parse_time_ms(data["event_time"])
-            if command_id in seen.open_commands:
-                seen.open_commands.discard(command_id)
-            else:
-                seen.early_outcomes.add(command_id)
-        else:
-            self._take_decided(kind, record, event, data)
+            seen.causes[_text(data, "cause") or "unknown"] += 1
+        elif (kind, written) == ("outcomes", Outcome.event_type):
+            self._take_outcome(data)
+        elif (kind, written) == ("decisions", Decision.event_type):
+            self._take_decision(record, event, data)
+        elif (kind, written) == ("commands", Command.event_type):
+            self._take_command(record, event, data)
 
-    def _take_decided(
-        self, kind: str, record: kafka.Record, event: dict[str, Any], data: dict[str, Any]
-    ) -> None:
+    def _take_fact(self, record: kafka.Record, fact_id: str) -> None:
         seen = self.seen
-        latency = self._latency_ms(record, event)
-        if kind in self._lines:
-            self._lines[kind].write((record.value or b"") + b"\n")
-        if kind == "decisions":
-            if event.get("type") != Decision.event_type:
-                return
-            if seen.first_decision_at is None:
-                seen.first_decision_at = time.monotonic()
-            seen.verdicts[str(data.get("verdict"))] += 1
-            seen.reasons[str(data.get("reason"))] += 1
-            if data.get("reasoned"):
-                seen.reasoned.add(str(event.get("causationid")))
-            if data.get("fallback"):
-                seen.fell_back.add(str(event.get("causationid")))
-            seen.last_decision_ms = record.appended_ms
-            seen.latest.append(event)
-            if latency is not None:
-                seen.decision_ms.append(latency)
-            if self._decision_key is not None:
-                key = self._decision_key({**data, "subject": event.get("subject")})
-                if key is not None:
-                    self._keyed.setdefault(key, []).append(
-                        Decided(
-                            str(data.get("verdict")), str(data.get("action")), data.get("parameters") or {},
-                            data.get("command_id"),
-                        )
-                    )  # fmt: skip
+        seen.facts += 1
+        if seen.first_fact_ms is None:
+            seen.first_fact_ms = record.appended_ms
+        if fact_id in self._fact_ms:
+            seen.duplicates += 1
+        elif fact_id:
+            if len(self._fact_ms) >= _REMEMBERED_FACTS:
+                del self._fact_ms[next(iter(self._fact_ms))]
+            self._fact_ms[fact_id] = record.appended_ms
+
+    def _take_outcome(self, data: dict[str, Any]) -> None:
+        seen, status, command_id = self.seen, _text(data, "status"), _text(data, "command_id")
+        seen.outcomes[status] += 1
+        if self._decision_key is not None:
+            with contextlib.suppress(ValueError):
+                self._done[command_id] = status, parse_time_ms(_text(data, "event_time"))
+        if command_id in seen.open_commands:
+            seen.open_commands.discard(command_id)
         else:
-            seen.commands += 1
-            seen.actions[str(data.get("action"))] += 1
-            hops = int(event.get("hops") or 0)
-            if seen.telling is None or hops >= seen.telling[0]:
-                seen.telling = (hops, str(event.get("id")))
-            command_id = str(data.get("command_id"))
-            if command_id in seen.early_outcomes:
-                seen.early_outcomes.discard(command_id)
-            else:
-                seen.open_commands.add(command_id)
-            if latency is not None:
-                seen.command_ms.append(latency)
+            seen.early_outcomes.add(command_id)
+
+    def _take_decision(self, record: kafka.Record, event: dict[str, Any], data: dict[str, Any]) -> None:
+        seen = self.seen
+        try:
+            orjson.dumps(event)  # refuses what is nested too deeply to be shown
+        except TypeError:
+            return
+        if not (verdict := _text(data, "verdict")):
+            return
+        self._spool("decisions", record)
+        if seen.first_decision_at is None:
+            seen.first_decision_at = time.monotonic()
+        seen.verdicts[verdict] += 1
+        seen.reasons[_text(data, "reason")] += 1
+        if data.get("reasoned"):
+            seen.reasoned.add(_text(event, "causationid"))
+        if data.get("fallback"):
+            seen.fell_back.add(_text(event, "causationid"))
+        seen.last_decision_ms = record.appended_ms
+        seen.latest.append(event)
+        latency = self._latency_ms(record, event)
+        if latency is not None:
+            seen.decision_ms.append(latency)
+        if (key := self._key_of(event, data)) is not None:
+            parameters = data["parameters"] if isinstance(data.get("parameters"), dict) else {}
+            decided = Decided(verdict, _text(data, "action"), parameters, _text(data, "command_id") or None)
+            self._keyed.setdefault(key, []).append(decided)
+
+    def _key_of(self, event: dict[str, Any], data: dict[str, Any]) -> str | None:
+        """What a world waits for; worlds know what `govern` writes, not what somebody else may."""
+        if self._decision_key is None:
+            return None
+        try:
+            key = self._decision_key({**data, "subject": event.get("subject")})
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            return None
+        return key if isinstance(key, str) else None
+
+    def _take_command(self, record: kafka.Record, event: dict[str, Any], data: dict[str, Any]) -> None:
+        seen = self.seen
+        self._spool("commands", record)
+        seen.commands += 1
+        seen.actions[_text(data, "action")] += 1
+        hops = event["hops"] if isinstance(event.get("hops"), int) else 0
+        if (command := _text(event, "id")) and (seen.telling is None or hops >= seen.telling[0]):
+            seen.telling = (hops, command)
+        command_id = _text(data, "command_id")
+        if command_id in seen.early_outcomes:
+            seen.early_outcomes.discard(command_id)
+        else:
+            seen.open_commands.add(command_id)
+        latency = self._latency_ms(record, event)
+        if latency is not None:
+            seen.command_ms.append(latency)
+
+    def _spool(self, name: str, record: kafka.Record) -> None:
+        if name in self._lines:
+            self._lines[name].write((record.value or b"") + b"\n")
 
     def _latency_ms(self, record: kafka.Record, event: dict[str, Any]) -> int | None:
-        since = self._fact_ms.get(str(event.get("correlationid")))
+        since = self._fact_ms.get(_text(event, "correlationid"))
         if since is None or event.get("hops"):
             return None
         until = int(time.time() * 1000) if self._is_committed else record.appended_ms
         return max(0, until - since)
+
+
+def _text(of: dict[str, Any], name: str) -> str:
+    """The text under a name; "" where there is none, or something else."""
+    return found if isinstance(found := of.get(name), str) else ""
 
 
 def percentiles(values: list[int]) -> dict[str, float | None]:

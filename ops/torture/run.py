@@ -51,16 +51,16 @@ def torture(home: Home, faults: Sequence[Fault], console: Console, *, rate: floa
                         result, is_alive = _play(bed, fault, console, is_last=not left)
                         results.append(result)
             except Exception as error:  # an instance that does not come up, or down: what was found before stays told
-                fault = results[-1].fault if was_up else left.pop(0).name
-                console.print(f"bad {fault}: {error}", markup=False, highlight=False, style="red")
-                results.append(_failed(fault, kind, error))
+                name = results[-1].fault if was_up else left.pop(0).name
+                console.print(f"bad {name}: {error}", markup=False, highlight=False, style="red")
+                results.append(_failed(name, kind, error))
     return results
 
 
-def _failed(fault: str, kind: Kind, error: Exception) -> Result:
+def _failed(name: str, kind: Kind, error: Exception) -> Result:
     findings = Findings()
     findings.object(str(error) if isinstance(error, FlyballError) else repr(error))
-    return Result(fault, kind.delivery, 0, findings, None)
+    return Result(name, kind.delivery, 0, findings, None)
 
 
 def _play(bed: Bed, fault: Fault, console: Console, *, is_last: bool) -> tuple[Result, bool]:

@@ -5,42 +5,70 @@ Each takes bytes. What it may raise is FlyballError: the declared refusals.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
 
 from contracts.approval import Answer, Override, Person
 from contracts.domain import load_domain
 from contracts.envelope import check_event, parse_json, parse_time_ms
-from jobs.settings import ROOT, load_settings
-from ops import approvals, audit, model_rules, models, people, player, prompt_tests
+from contracts.exchange import Exchange
+from contracts.model import ModelAlias
+from contracts.topics import topic
+from jobs.settings import ROOT, Settings, load_settings
+from ops import (
+    approvals,
+    audit,
+    dead_letters,
+    kafka,
+    model_rules,
+    models,
+    people,
+    player,
+    policies,
+    policy_tests,
+    prompt_tests,
+    redrive,
+    trace,
+    watch,
+)
 from ops.commanded import Commanded
 from ops.world import Done, NewFact, load_world
 from tests.asking import CONTRACT as INCIDENTS
 from tests.asking import agent, replied, symptom
+from tests.kafka_stand_in import StandInBroker, StandInConsumer
 from udfs.agents.core import Agents
 from udfs.agents.definition import SqlTool, load_agents
 from udfs.agents.flink import read_alias
+from udfs.agents.onnx_model import load_model
 from udfs.policy import heads, policy_book, policy_file
 from udfs.policy.audit import Line
 from udfs.policy.audit import read as read_line
 from udfs.policy.cel import eval_condition
 from udfs.policy.reading import Reader
 from udfs.policy.signing import public_text, sign, to_sign
+from udfs.reason import converse
 from udfs.reason.masking import Mask
 from udfs.reason.outputs import read_prompt_event
 from udfs.reason.prompt import read_prompt_file
 from udfs.reason.recorded import digest, read_exchange
 from udfs.reason.reply import read_reply
 from udfs.reason.tools import prepare
-from udfs.serde import FactReader
+from udfs.serde import FactReader, dead_letter
 from udfs.signed_facts import ProducerKey, SignatureCheck, load_producers, sign_fact
 from udfs.wide_limits.flink import read_limits_event
 from udfs.yaml_file import read_yaml
@@ -185,7 +213,110 @@ def reply(value: bytes) -> object:
     return read_reply(text(value), REPLYING, INCIDENTS, ABOUT, Mask.of(ABOUT, INCIDENTS.personal_fields()))
 
 
+# ------------------------------------------------------------------- what commands read of topics
+
+LETTER = dead_letter(
+    domain="machines", stage="context", cause="not_json", message="m", topic="machines.facts", partition=0, offset=3, key=b"m1", value=b"{nope", now_ms=NOW_MS,
+)[1]  # fmt: skip
+_LETTER = json.loads(LETTER)
+_REFUSED = hashlib.sha256(b"{nope").hexdigest()
+REDRIVEN = event(
+    "flyball.redriven",
+    {"refused_sha256": _REFUSED, "attempt": 1, "is_edited": False, "topic": "machines.facts", "partition": 0, "offset": 7, "sha256": _REFUSED},
+    subject=_LETTER["subject"], causationid=_LETTER["id"],
+)  # fmt: skip
+DECIDED = event(
+    "flyball.decision",
+    {"event_time": AT, "verdict": "allow", "reason": "allowed_by_policy", "explanation": "x", "action": "activate_cooling", "parameters":
+     {"transaction_id": "t"}, "command_id": "c", "reasoned": {"model": "m"}, "fallback": "f"},
+    correlationid="e1", causationid="e1", hops=0,
+)  # fmt: skip
+CAUSED = tuple(each.replace(b'"e1"', b'"e2", "correlationid": "e1"', 1) for each in (FACT, OUTCOME, COMMAND, PROPOSAL, DECIDED))
+WORLDS = [load_world(domain) for domain in ("machines", "payments", "loans", "incidents")]
+
+
+def records_of(names: tuple[str, ...], *values: bytes) -> list[kafka.Record]:
+    """The values, in each of these topics."""
+    return [kafka.Record(topic(name).of("machines"), 0, at, 1, None, value) for name in names for at, value in enumerate(values)]
+
+
+def _keyed(decision: Mapping[str, Any]) -> str | None:
+    """What any world waits for."""
+    return next((key for world in WORLDS if (key := world.decision_key(decision)) is not None), None)
+
+
+def watched(value: bytes) -> object:
+    with patch.object(kafka, "consumer", lambda *_, **__: StandInConsumer(StandInBroker())):
+        found = watch.Watch(
+            "nowhere:1", "machines", is_committed=False, from_beginning=True,
+            decision_key=_keyed,
+        )  # fmt: skip
+    for record in records_of(watch._WATCHED, FACT, value, value):
+        found._take(record)
+    found._decided("t", None, True)
+    return str(found.seen)
+
+
+def traced(value: bytes) -> object:
+    """`trace` of a known chain, shown and as JSON, whatever else is in the topics."""
+    with patch.object(kafka, "read_all", lambda *_: iter(records_of(trace.CHAIN, value, FACT))):
+        chain = trace.find_chain("nowhere:1", "machines", "e1")
+    assert [link for link in chain if link.noun == "fact"], "the known fact is in its chain"
+    told = trace.tree_data(chain)
+    Console(file=io.StringIO(), width=100).print(trace.as_tree(told))
+    return json.dumps(told)
+
+
+def lettered(value: bytes) -> object:
+    """`dead-letters list` and `show`."""
+    found = dead_letters.histories("machines", records_of(("dead-letters",), LETTER, value, REDRIVEN, value), lambda _: "there")
+    assert _LETTER["id"] in [each.letter.id for each in found], "the known letter is listed"
+    for history in found:
+        dead_letters.chain(found, history)
+    return json.dumps([dead_letters.told(history, lambda _: True, with_value=True) for history in found])
+
+
+def completion(value: bytes) -> object:
+    """A model server's answer as it is recorded, and the look-ups it asks for."""
+    asked: Any = SimpleNamespace(model="m", agent=REPLYING, prices=(1.0, 2.0))
+    told = converse._answered(value, "[]", asked)
+    exchange = Exchange.model_validate({**json.loads(EXCHANGE)["data"], **told})
+    exchange.model_dump_json()
+    if exchange.finish_reason == converse._NO_COMPLETION:
+        return converse._problem(exchange.reply).encode()
+    return converse._tool_calls(exchange.reply)
+
+
 # ----------------------------------------------------------------------------------------- files
+
+
+def onnx(value: bytes) -> object:
+    card = json.loads(_conf("machines/models/machine-health.json"))
+    return load_model(
+        ModelAlias(
+            alias="health", version=1, status="active", format="onnx", sha256=hashlib.sha256(value).hexdigest(),
+            artefact_base64=base64.b64encode(value).decode(), inputs=tuple(card["inputs"]), output=card["output"], trained_on="", metrics={},
+        )
+    )  # fmt: skip
+
+
+@cache
+def _checked_policies() -> Any:
+    return policies.check_files("machines", policies.policy_files("machines"))
+
+
+def policy_table(value: bytes) -> object:
+    checked = _checked_policies()
+    with patch.object(policies, "check_files", lambda *_: checked):
+        return policy_tests.run("machines", file_of(value))
+
+
+def environment(value: bytes) -> object:
+    """`NAME=VALUE` as the process gets it; without a name: the value for every setting."""
+    name, equals, rest = value.replace(b"\x00", b"").decode("utf-8", errors="surrogateescape").rpartition("=")
+    given = {name: rest} if equals else {f"FLYBALL_{field.upper()}": rest for field in Settings.model_fields}
+    with patch.dict(os.environ, {name: rest for name, rest in given.items() if name.startswith("FLYBALL_")}):
+        return load_settings("machines")
 
 
 def model_card(value: bytes) -> object:
@@ -266,6 +397,20 @@ def _conf(path: str) -> bytes:
     return (ROOT / "conf" / path).read_bytes()
 
 
+TOOL_CALLS = b'{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "ledger", "arguments": "{\\"node\\": \\"front\\"}"}}]}'.replace(b'": [', b'":[', 1)
+COMPLETIONS = tuple(
+    json.dumps({"model": "m", "choices": [{"message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5}}).encode()
+    for message in ({"content": "{}"}, {"content": None, **json.loads(TOOL_CALLS)})
+)
+POLICY_TABLE = b"""defaults: {subject: m, agent: heat-rule, action: activate_cooling, situation: machines.reading_scored, features: {readings_seen: 5000}}
+people: {ada: {roles: [approver]}}
+cases:
+  - case: a
+    given: [{parameters: {duration_s: 1800}}, {at: 60, outcome_of: 0, status: failed}]
+    expect: [{verdict: allow, matched: [cooling]}]
+"""
+
+
 PARSERS = {
     parser.name: parser
     for parser in (
@@ -287,6 +432,15 @@ PARSERS = {
         Parser("chain", lambda v: read_line(Line(0, 0, key_of(v), v)), (DECISION,), True),
         Parser("reply", reply, (replied().encode(), replied(action="abstain", parameters={}).encode()), True),
         Parser("tool arguments", lambda v: prepare(TOOL, text(v)), (b'{"node": "front"}',), True),
+        Parser("watcher", watched, (FACT, OUTCOME, DECIDED, COMMAND, LETTER, REDRIVEN), True),
+        Parser("trace", traced, CAUSED, True),
+        Parser("dead letters", lettered, (LETTER, REDRIVEN), True),
+        Parser("corrected lines", lambda v: redrive.corrected_lines(v.splitlines()), (b'{"id": "a", "value": ' + FACT + b'}\n{"id": "b", "value": "{}"}',)),
+        Parser("completion", completion, COMPLETIONS, True),
+        Parser("tool calls", lambda v: converse._tool_calls(text(v)), (TOOL_CALLS,), True),
+        Parser("model", onnx, (_conf("machines/models/machine-health.onnx"),)),
+        Parser("policies_test.yaml", policy_table, (POLICY_TABLE, _conf("machines/policies_test.yaml"))),
+        Parser("FLYBALL_*", environment, (b"FLYBALL_MAX_HOPS=6", b"FLYBALL_SEAL_EVERY_S=1.5", b"FLYBALL_MODELS_URL=http://127.0.0.1:1/v1", b"1")),
         Parser("model card", model_card, (_conf("machines/models/machine-health.json"),), True),
         Parser("policy file", lambda v: policy_file.parse(text(v), VARIABLES), (POLICY_FILE,)),
         Parser("prompt file", lambda v: read_prompt_file(text(v), "p.md"), (PROMPT_FILE,)),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ops.home import CHECKOUT
-from tests.fuzz.inputs import BOMBS, examples, judge
-from tests.fuzz.parsers import PARSERS
+from tests.fuzz import inputs
+from tests.fuzz.inputs import BOMBS, TookTooLong, examples, judge
+from tests.fuzz.parsers import PARSERS, Parser
 
 # The same examples every time: a failure here is one everywhere.
 DETERMINISTIC = settings(
@@ -45,3 +49,23 @@ def bombed() -> dict[str, str]:
 def test_no_input_that_is_made_to_hurt_hurts(bombed: dict[str, str]) -> None:
     assert bombed == {}
     assert len(BOMBS) > 30
+
+
+def never_ending(_: bytes) -> object:
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("read", [never_ending, lambda _: time.sleep(60)])
+def test_a_parser_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], object]) -> None:
+    monkeypatch.setattr(inputs, "MAX_WALL_S", 0.1)
+    with pytest.raises(TookTooLong):
+        judge(Parser("slow", read, ()), b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+def test_a_parser_that_swells_is_found_however_much_was_taken_before() -> None:
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="MiB"):
+            judge(Parser("large", lambda _: len(b"x" * ((inputs.MAX_MIB + 8) << 20)), ()), b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from contracts.dead_letter import Redriven
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput, SetupFailed
 from ops import dead_letters, kafka, redrive
-from ops.dead_letters import History, choose, histories
+from ops.dead_letters import Claim, History, Mark, Standing, choose, judged, sha256
 from ops.redrive import choose_corrected, corrected_lines, edit, judges, plan
 from tests.kafka_stand_in import StandInBroker, StandInConsumer
 from udfs.serde import MAX_KEPT_BYTES, dead_letter, write_event
@@ -37,17 +37,33 @@ def a_letter(
     )[1]  # fmt: skip
 
 
-def a_mark(letter: bytes, offset: int, *, attempt: int = 1) -> bytes:
-    """The record of `letter` was put back at `offset`."""
+def a_mark(letter: bytes, offset: int, /, **changes: Any) -> bytes:
+    """The record of `letter` was put back at `offset`; `changes` are in data, `envelope` ones around it."""
     (history,) = histories([letter])
-    return write_event(
-        event_id=f"r-{offset}", source="/test", event_type=Redriven.event_type, subject=history.letter.place,
-        time_ms=NOW_MS, dataschema="urn:x", causation_id=history.letter.id,
-        data={
-            "refused_sha256": history.letter.mark[1], "attempt": attempt, "is_edited": False, "topic": "machines.facts",
-            "partition": 0, "offset": offset, "sha256": "0" * 64,
-        },
+    envelope = changes.pop("envelope", {})
+    event = orjson.loads(
+        write_event(
+            event_id=f"r-{offset}", source="/test", event_type=Redriven.event_type, subject=history.letter.place,
+            time_ms=NOW_MS, dataschema="urn:x", causation_id=history.letter.id,
+            data={
+                "refused_sha256": history.letter.mark[1], "attempt": 1, "is_edited": False, "topic": "machines.facts",
+                "partition": 0, "offset": offset, "sha256": history.letter.mark[1], **changes,
+            },
+        )
     )  # fmt: skip
+    return orjson.dumps(event | envelope)
+
+
+def histories(
+    values: Sequence[bytes | None], *, forged: Collection[int] = (), unknown: Collection[int] = (), of: Collection[Mark] | None = None
+) -> list[History]:
+    """Of a topic with these records; what claims to be put back at one of `forged` offsets is not there, of `unknown` is gone."""
+
+    def standing(claim: Claim) -> Standing:
+        return "forged" if claim.put.offset in forged else "unknown" if claim.put.offset in unknown else "there"
+
+    records = [kafka.Record("machines.dead-letters", 0, at, NOW_MS, None, value) for at, value in enumerate(values)]
+    return dead_letters.histories("machines", records, standing, of=of)
 
 
 def states(found: list[History], *, read_until: int = 0) -> list[str]:
@@ -83,7 +99,7 @@ def test_a_letter_died_again_and_history_goes_on_when_there_is_one_about_where_i
 
 def test_a_history_ends_when_letters_that_cannot_be_name_each_other() -> None:
     one, other = a_letter(1), a_letter(2)
-    found = histories([one, other, a_mark(one, 2), a_mark(other, 1)])
+    found = histories([one, other, a_mark(one, 2, is_edited=True), a_mark(other, 1, is_edited=True)])
     assert all(len(dead_letters.chain(found, history)) == 2 for history in found)
 
 
@@ -93,13 +109,13 @@ def test_a_letter_is_listed_once_when_a_restarted_job_wrote_it_again() -> None:
 
 def test_both_letters_are_redriven_when_two_stages_refused_one_record_and_one_is() -> None:
     refused = [a_letter(stage=stage, topic="machines.situations") for stage in ("propose", "reason")]
-    found = histories([*refused, a_mark(refused[0], 7)])
+    found = histories([*refused, a_mark(refused[0], 7, topic="machines.situations")])
     assert states(found) == ["redriven", "redriven"]
 
 
 def test_another_line_of_a_file_is_not_redriven_when_one_of_the_same_number_was() -> None:
     one, other = (a_letter(topic="stdin", value=value, stage="player") for value in (b"1,2", b"3,4"))
-    assert states(histories([one, a_mark(one, 7), other])) == ["redriven", "dead"]
+    assert states(histories([one, a_mark(one, 7, is_edited=True), other])) == ["redriven", "dead"]
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"{}", b'{"type":"flyball.dead_letter","data":{}}'])
@@ -214,7 +230,9 @@ def test_a_corrected_line_names_a_letter_by_its_id_or_place_also_when_it_empties
         assert (chosen, given) == ([history], {history.letter.id: b""})
 
 
-@pytest.mark.parametrize("line", [b"{", b"7", b'{"id":"a"}', b'{"value":{}}'])
+@pytest.mark.parametrize(
+    "line", [b"{", b"7", b'{"id":"a"}', b'{"value":{}}', b'{"id":["a"],"value":{}}', b'{"id":"a","value":' + b"[" * 300 + b"]" * 300 + b"}"]
+)
 def test_a_corrected_line_is_refused_with_its_number_when_it_is_none(line: bytes) -> None:
     with pytest.raises(SetupFailed, match=r'line 2: expected \{"id"'):
         corrected_lines([b'{"id":"a","value":{}}', line])
@@ -273,6 +291,94 @@ def test_a_letter_that_no_stage_can_have_written_is_left_out_when_letters_are_re
     assert [history.letter.place for history in histories([forged(**changes), a_letter(1)])] == ["machines.facts/0/1"]
 
 
+FORGED_FIELDS = [
+    {"envelope": {"causationid": ["x"]}}, {"envelope": {"causationid": {}}}, {"envelope": {"causationid": None}}, {"envelope": {"causationid": "0" * 32}},
+    {"envelope": {"subject": ["x"]}}, {"envelope": {"subject": 7}}, {"envelope": {"time": 7}}, {"envelope": {"time": "now"}}, {"envelope": {"data": [1]}},
+    {"attempt": 10**9}, {"attempt": 0}, {"offset": -1}, {"offset": "7"}, {"partition": -1}, {"refused_sha256": "0" * 64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", FORGED_FIELDS)
+def test_a_letter_stays_dead_when_an_event_about_it_holds_nonsense(changes: dict[str, Any]) -> None:
+    found = histories([a_letter(), a_mark(a_letter(), 7, **changes), a_letter(1)])
+    assert states(found) == ["dead", "dead"]
+    assert [len(dead_letters.chain(found, history)) for history in found] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("is_edited", "changes"),
+    [
+        (False, {"offset": 3}), (False, {"offset": 2}), (False, {"partition": 1}), (False, {"sha256": "0" * 64}), (False, {"topic": "machines.situations"}),
+        (True, {"topic": "machines.outcomes"}), (True, {"topic": "payments.facts"}), (True, {"topic": "no-such"}),
+    ],
+)  # fmt: skip
+def test_a_letter_stays_dead_when_it_cannot_have_been_put_back_there(is_edited: bool, changes: dict[str, Any]) -> None:
+    letter = a_letter(3)
+    assert states(histories([letter, a_mark(letter, 7, is_edited=is_edited)])) == ["redriven"]
+    assert states(histories([letter, a_mark(letter, 7, is_edited=is_edited, **changes)])) == ["dead"]
+
+
+def test_a_letter_of_a_topic_that_nothing_is_put_back_to_stays_dead_whatever_is_claimed() -> None:
+    letter = a_letter(topic="machines.commands")
+    assert states(histories([letter, a_mark(letter, 7, topic="machines.commands")])) == ["dead"]
+
+
+def test_a_letter_was_put_back_where_the_record_stands_however_many_events_say_something_else() -> None:
+    letter = a_letter()
+    for offsets in [(5, 6, 7), (7, 5, 6), (6, 7, 5)]:
+        (history,) = histories([letter, *(a_mark(letter, at) for at in offsets)], forged=[5], unknown=[6])
+        assert history.redriven is not None
+        assert (history.redriven.offset, history.is_seen) == (7, True)
+
+
+def test_a_letter_counts_as_put_back_when_nobody_can_look_any_more() -> None:
+    (history,) = histories([a_letter(), a_mark(a_letter(), 7)], unknown=[7])
+    assert (history.redriven is not None, history.is_seen) == (True, False)
+
+
+def test_only_claims_about_the_letters_asked_for_are_looked_at() -> None:
+    letters = [a_letter(0), a_letter(1)]
+    values = [*letters, *(a_mark(letter, 7 + at) for at, letter in enumerate(letters))]
+    assert states(histories(values, of={histories(letters)[1].letter.mark})) == ["dead", "redriven"]
+
+
+def a_claim(offset: int = 7, **changes: Any) -> Claim:
+    (history,) = histories([a_letter()])
+    put = Redriven.model_validate(orjson.loads(a_mark(a_letter(), offset, **changes))["data"])
+    return Claim(history.letter, put, "2026-01-01T12:00:00Z", NOW_MS)
+
+
+def a_record(claim: Claim, value: bytes = b"{nope", *, appended_ms: int = NOW_MS, offset: int = 7, **changes: bytes) -> kafka.Record:
+    headers = {"flyball-dead-letter": claim.letter.id.encode(), "flyball-attempt": b"1", "traceparent": b"x", **changes}
+    return kafka.Record("machines.facts", 0, offset, appended_ms, b"m-1", value, tuple(headers.items()))
+
+
+def test_a_claim_is_true_when_the_record_is_there_with_its_bytes_and_headers() -> None:
+    claim = a_claim()
+    assert judged(claim, a_record(claim), None, 8, 8) == "there"
+    assert judged(claim, a_record(claim, b"{no"), None, 8, 8) == "forged"
+    assert judged(claim, a_record(claim, **{"flyball-attempt": b"2"}), None, 8, 8) == "forged"
+    assert judged(claim, a_record(claim, **{"flyball-dead-letter": b"0" * 32}), None, 8, 8) == "forged"
+    assert judged(claim, a_record(claim, **{"flyball-dead-letter": b"\xff"}), None, 8, 8) == "forged"
+
+
+def test_a_claim_is_forged_when_the_log_shows_that_the_record_never_was_there() -> None:
+    claim = a_claim(7)
+    first = a_record(claim, appended_ms=NOW_MS, offset=0)
+    assert judged(claim, None, first, 7, 7) == "forged", "behind the end"
+    assert judged(claim, None, first, 9, 9) == "forged", "where a transaction ended"
+    long_before = a_record(claim, appended_ms=NOW_MS - 3_600_000, offset=8)
+    assert judged(claim, None, long_before, 9, 9) == "forged", "older records are still there"
+
+
+def test_nobody_can_tell_when_the_record_may_have_left_the_log_or_its_partition_is_held_up() -> None:
+    claim = a_claim(7)
+    later = a_record(claim, appended_ms=NOW_MS + 1, offset=8)
+    assert judged(claim, None, later, 9, 9) == "unknown"
+    assert judged(claim, None, None, 9, 9) == "unknown", "everything has left"
+    assert judged(claim, None, a_record(claim, offset=0), 7, 9) == "unknown", "a transaction is open"
+
+
 class StandInWriter:
     """A transactional writer on the stand-in; what it sent, with headers."""
 
@@ -288,7 +394,9 @@ class StandInWriter:
         headers: Sequence[tuple[str, str | bytes]] = (),
     ) -> None:  # fmt: skip
         self.sent.append((topic, dict(headers)))
-        self._places.append((0, self._broker.put(topic, key, value).offset))
+        record = self._broker.put(topic, key, value)
+        record.headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in headers]
+        self._places.append((0, record.offset))
 
     def flush(self) -> list[tuple[int, int]]:
         places, self._places = self._places, []
@@ -343,3 +451,65 @@ def test_a_corrected_record_is_put_back_when_its_original_has_left_the_log(broke
     (history,) = histories([a_letter(9)])
     result, _ = redriven(broker, a_letter(9), corrected={history.letter.id: orjson.dumps(GOOD)})
     assert result.what == "redriven"
+
+
+def marked(broker: StandInBroker, letter: bytes, mark: bytes) -> None:
+    for value in (letter, mark):
+        broker.put("machines.dead-letters", None, value, timestamp=NOW_MS)
+
+
+def test_a_record_is_put_back_however_often_somebody_says_that_it_was(broker: StandInBroker) -> None:
+    broker.put("machines.facts", b"m-1", b"{nope", timestamp=NOW_MS)
+    broker.put("machines.facts", b"m-1", b"{nope", timestamp=NOW_MS)
+    for offset in (1, 2, 10**12):
+        marked(broker, a_letter(0), a_mark(a_letter(0), offset))
+    marked(broker, a_letter(0), a_mark(a_letter(0), 5, is_edited=True, partition=7, sha256=sha256(b"x")))
+    (before,) = dead_letters.read("nowhere", "machines")
+    assert before.redriven is None
+    result, _ = redriven(broker, a_letter(0))
+    assert (result.what, result.place) == ("redriven", "machines.facts/0/2")
+
+
+@pytest.mark.parametrize("corrected", [None, orjson.dumps(GOOD)])
+def test_a_record_is_not_put_back_twice_when_it_stands_where_it_was_put(broker: StandInBroker, corrected: bytes | None) -> None:
+    letter = a_letter(0)
+    (history,) = histories([letter])
+    given = {} if corrected is None else {"corrected": {history.letter.id: corrected}}
+    broker.put("machines.facts", b"m-1", b"{nope")
+    broker.put("machines.dead-letters", None, letter)
+    assert redriven(broker, letter, **given)[0].what == "redriven"
+    result, writer = redriven(broker, letter, **given)
+    assert (result.what, result.why, writer.sent) == ("skipped", "redriven before, to machines.facts/0/1", [])
+    (told,) = [dead_letters.told(each, lambda _: True) for each in dead_letters.read("nowhere", "machines")]
+    assert (told["state"], told["redriven"]["is_seen"]) == ("accepted", True)
+
+
+def test_a_record_is_not_put_back_when_nobody_can_tell_whether_it_was(broker: StandInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters.Places, "standing", lambda *_: "unknown")
+    broker.put("machines.facts", b"m-1", b"{nope")
+    marked(broker, a_letter(0), a_mark(a_letter(0), 5))
+    result, writer = redriven(broker, a_letter(0))
+    assert (result.what, writer.sent) == ("skipped", [])
+    assert "cannot be looked at" in result.why
+
+
+class HeldUp(StandInConsumer):
+    """Committed records end at `stable`, as where a transaction is open; `is_committed`: it sees no others."""
+
+    def __init__(self, broker: StandInBroker, stable: int, is_committed: bool) -> None:
+        super().__init__(broker)
+        self._stable = stable if is_committed else None
+
+    def end_offsets(self, places: list[Any]) -> dict[Any, int]:
+        return {p: min(end, self._stable) if self._stable is not None and p.topic.endswith("facts") else end for p, end in super().end_offsets(places).items()}
+
+
+def test_a_record_is_not_put_back_while_a_transaction_hides_whether_it_was(broker: StandInBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        broker.put("machines.facts", b"m-1", b"{nope", timestamp=NOW_MS)
+    marked(broker, a_letter(0), a_mark(a_letter(0), 2))
+    monkeypatch.setattr(kafka, "consumer", lambda *_, is_committed=True, **__: HeldUp(broker, 1, is_committed))
+    result, writer = redriven(broker, a_letter(0))
+    assert (result.what, writer.sent) == ("skipped", [])
+    (history,) = dead_letters.read("nowhere", "machines")
+    assert (history.redriven is not None, history.is_seen) == (True, False)

@@ -68,7 +68,7 @@ def test_a_situation_becomes_a_dead_letter_and_nothing_is_proposed_when_an_agent
     )  # fmt: skip
     row = Row(b"m-1", value, "machines.situations", 0, 3)
     with monkeypatch.context() as patched:
-        patched.setattr(propose._agents, "propose", failing)
+        patched.setattr(propose._agents, "answers", failing)
         (letter,) = propose.process_element(row, runtime)
     assert (letter[0], cause_of(letter[2])) == ("dead-letters", ("internal", "machines.situations/0/3"))
     assert [each[0] for each in propose.process_element(row, runtime)] == ["proposals"]

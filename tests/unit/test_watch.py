@@ -97,6 +97,36 @@ def test_lines_are_written_as_read_when_a_folder_is_given(broker: StandInBroker,
     assert (tmp_path / "commands.jsonl").read_bytes() == b""
 
 
+def test_only_decisions_are_written_when_other_events_stand_among_them(broker: StandInBroker, tmp_path: Path) -> None:
+    decision, command = event("flyball.decision", data={"verdict": "deny", "reason": "paused"}), event("flyball.command", data={"command_id": "c"})
+    for name, values in (
+        ("decisions", [event("flyball.noted", data={"what": "counted"}), decision, event("flyball.decision", data={}), b"not json", command]),
+        ("commands", [event("other"), command, b"[]"]),
+    ):
+        for value in values:
+            broker.put(f"machines.{name}", b"m", value)
+    watched(broker, spool=tmp_path)
+    assert (tmp_path / "decisions.jsonl").read_bytes() == decision + b"\n"
+    assert (tmp_path / "commands.jsonl").read_bytes() == command + b"\n"
+
+
+NONSENSE = (
+    None, b"", b"7", b"[]", b"{}", b'{"id": []}', b'{"id": {}, "type": []}', b'{"data": [1]}', event("flyball.dead_letter", data=[1]),
+    event("flyball.dead_letter", data={"cause": [[]]}), event("flyball.outcome", data={"status": {}, "command_id": []}), event("flyball.outcome", data=7),
+    event("flyball.decision", data=[1]), event("flyball.decision", correlationid=[], data={"verdict": "allow", "parameters": [1], "command_id": {}}),
+    event("flyball.command", hops="many", data={"command_id": ["c"], "action": {}}), b'{"type":"flyball.decision","data":{"verdict":"allow","x":' + b"[" * 900 + b"]" * 900 + b"}}",
+)  # fmt: skip
+
+
+def test_what_is_no_event_of_ours_never_ends_the_watcher(broker: StandInBroker, tmp_path: Path) -> None:
+    for name in module._WATCHED:
+        for value in NONSENSE:
+            broker.put(f"machines.{name}", b"m", value)
+        broker.put(f"machines.{name}", b"m", event("flyball.dead_letter", id="last", data={"cause": "empty"}))
+    seen = watched(broker, spool=tmp_path, decision_key=lambda decision: decision["parameters"]["transaction_id"])
+    assert (seen.facts, seen.dead_letters, seen.causes) == (len(NONSENSE) + 1, 3, {"unknown": 2, "empty": 1})
+
+
 def test_a_waiting_world_gets_the_decision_about_its_key(broker: StandInBroker) -> None:
     data = {"verdict": "deny", "reason": "paused", "action": "block", "parameters": {"transaction_id": "t"}}
     watch = Watch(
