@@ -17,11 +17,15 @@ app = typer.Typer()
 
 
 @command(app)
-def new(domain: Annotated[str, typer.Argument(help="a name like 'deliveries'")]) -> None:
+def new(domain: Annotated[str, typer.Argument(help="a name like 'deliveries'")], as_json: AsJson = False) -> None:
     """Lay out a running skeleton of a new domain: contract, SQL, settings, policies, world."""
     from ops.skeleton import lay_out
 
-    for path in lay_out(domain):
+    written = lay_out(domain)
+    if as_json:
+        print_json({"domain": domain, "written": written})
+        return
+    for path in written:
         out.print(f"wrote {path}")
     out.print(f"now: ./flyball run {domain}")
 
@@ -72,25 +76,34 @@ def bench(
         float | None, typer.Option(min=0.1, help="how long soak (30), overload (1) and each half of hot_key (1) take")
     ] = None,
     output: Annotated[Path, typer.Option(help="JSON with every run")] = Path("benchmarks/latest.json"),
+    as_json: AsJson = False,
 ) -> None:
     """Measure speed and memory on this machine."""
     from benchmarks.bench import measure
 
-    measure(only=only or [], runs=runs, output=output, console=out, minutes=minutes)
+    result = measure(only=only or [], runs=runs, output=output, console=err if as_json else out, minutes=minutes)
+    if as_json:
+        print_json(result)
 
 
 @command(app)
 def torture(
     short: Annotated[bool, typer.Option("--short", help="the four faults that matter most")] = False,
     fault: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated: see --list")] = None,
+    at_least_once: Annotated[
+        bool, typer.Option("--at-least-once", help="play them in that delivery, all that need no Kafka transaction")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="tell what faults there are, and play none")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Break processes, disks, clocks and inputs under load; hold what comes out against what must."""
     from ops.torture import run as torturer
 
-    faults = torturer.chosen(fault or [], is_short=short)
+    faults = torturer.chosen(fault or [], is_short=short, at_least_once=at_least_once)
     if list_:
+        if as_json:
+            print_json([{"fault": each.name, "says": each.says} for each in faults])
+            return
         for each in faults:
             out.print(f"{each.name}  [dim]{each.says}[/dim]")
         return

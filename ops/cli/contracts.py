@@ -84,12 +84,16 @@ def publish(
     replace: Annotated[
         list[str] | None, typer.Option(help="publish this event type's version again, changed; only while nobody has events of it")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the next version of each event type whose `schema_version` is not published yet, if it may follow the last."""
     from contracts import published
     from contracts.domain import known_domains
 
     written = published.publish_new(known_domains(), again=set(replace or ()))
+    if as_json:
+        print_json({"written": written})
+        return
     for path in written:
         out.print(f"wrote {path}", soft_wrap=True)
     out.print(f"{len(written)} versions published")

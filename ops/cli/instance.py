@@ -55,7 +55,9 @@ def run(
 
 
 @command(app)
-def up(domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False, secure: Secure = False) -> None:
+def up(
+    domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False, secure: Secure = False, as_json: AsJson = False
+) -> None:
     """Start broker and cluster (if needed), and this domain's topics, policies, jobs and actuator."""
     from ops import instance
     from ops import run as runner
@@ -63,17 +65,23 @@ def up(domain: Domain, resume: Annotated[bool, typer.Option("--resume")] = False
     home = Home.default()
     fresh = not resume and not instance.is_running(home)
     _, seconds = runner.bring_up(home, domain, is_fresh=fresh, console=err, is_secure=secure)
-    out.print(f"{domain} is up after {seconds['setup']:.1f} s; './flyball status' shows it")
+    if as_json:
+        print_json({"domain": domain, "fresh": fresh, "seconds": seconds})
+    else:
+        out.print(f"{domain} is up after {seconds['setup']:.1f} s; './flyball status' shows it")
 
 
 @command(app)
-def down() -> None:
+def down(as_json: AsJson = False) -> None:
     """Stop everything that runs here; topics and checkpoints stay for --resume."""
     from ops import instance
 
     with err.status("stopping"):
         was_running = instance.stop(Home.default())
-    out.print("stopped" if was_running else "nothing was running")
+    if as_json:
+        print_json({"was_running": was_running})
+    else:
+        out.print("stopped" if was_running else "nothing was running")
 
 
 @command(app)

@@ -34,13 +34,18 @@ def train(domain: Domain) -> None:
 
 @command(group)
 def publish(
-    domain: Domain, cards: Annotated[list[Path] | None, typer.Argument(help="model cards (.json)")] = None
+    domain: Domain,
+    cards: Annotated[list[Path] | None, typer.Argument(help="model cards (.json)")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Publish alias events for models of conf/DOMAIN/models; propose answers with them at once."""
     from ops import models
 
     chosen = [models.read_model(card) for card in cards] if cards else models.shipped_models(domain)
     models.publish(bootstrap(), domain, chosen, now_ms=now_ms())
+    if as_json:
+        print_json({"published": [{"alias": model.alias, "version": model.version, "sha256": model.sha256} for model in chosen]})
+        return
     for model in chosen:
         out.print(f"published {model.alias}/{model.version} sha256 {model.sha256}")
 

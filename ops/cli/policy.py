@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from contracts.errors import FlyballError, SetupFailed
+from contracts.errors import FlyballError, PolicyRefused, SetupFailed
 from ops.cli.options import AsJson, Domain, Files, Reason, Since, Until
 from ops.cli.terminal import bootstrap, command, now_ms, out, print_cases, print_json, print_table, user
 from ops.plain import plain
@@ -22,21 +23,36 @@ Version = Annotated[str, typer.Argument(metavar="ID@VERSION")]
 
 
 @command(group)
-def check(domain: Domain, files: Files = None) -> None:
+def check(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
     """Check policy files (default: all of conf/DOMAIN/policies); needs no broker."""
     from ops import policies
 
-    for policy in policies.check_files(domain, files or policies.policy_files(domain)):
-        out.print(f"ok {policy.policy_id}@{policy.version} ({len(policy.examples)} examples)")
+    try:
+        checked = policies.check_files(domain, files or policies.policy_files(domain))
+    except PolicyRefused as refused:
+        if not as_json:
+            raise
+        print_json({"ok": False, "problems": [asdict(problem) for problem in refused.problems]})
+        raise typer.Exit(1) from None
+    told = [{"policy": f"{policy.policy_id}@{policy.version}", "examples": len(policy.examples)} for policy in checked]
+    if as_json:
+        print_json({"ok": True, "policies": told})
+        return
+    for each in told:
+        out.print(f"ok {each['policy']} ({each['examples']} examples)")
 
 
 @command(group)
-def publish(domain: Domain, files: Files = None) -> None:
+def publish(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
     """Check and publish policy files; all or nothing. Takes effect without restart."""
     from ops import policies
 
     checked = policies.check_files(domain, files or policies.policy_files(domain))
-    for name in policies.publish(bootstrap(), domain, checked, now_ms=now_ms()):
+    names = policies.publish(bootstrap(), domain, checked, now_ms=now_ms())
+    if as_json:
+        print_json({"published": names})
+        return
+    for name in names:
         out.print(f"published {name}")
 
 
@@ -80,6 +96,7 @@ def move(
     status: Annotated[str, typer.Argument(help="draft, shadow, canary, active or retired")],
     percent: Annotated[float | None, typer.Option(help="a canary's share of subjects, by hash")] = None,
     reason: Reason = "",
+    as_json: AsJson = False,
 ) -> None:
     """Publish a version again with another status."""
     from ops import policies
@@ -87,16 +104,23 @@ def move(
     moved = policies.move(
         bootstrap(), domain, name, status, now_ms=now_ms(), author=user(), reason=reason, percent=percent
     )
+    if as_json:
+        print_json({"policy": name, "status": moved.status, "canary_percent": moved.canary_percent})
+        return
     share = f" for {moved.canary_percent:g} % of subjects" if moved.status == "canary" else ""
     out.print(f"{name} is {moved.status}{share}")
 
 
 @command(group)
-def rollback(domain: Domain, name: Version, reason: Reason = "") -> None:
+def rollback(domain: Domain, name: Version, reason: Reason = "", as_json: AsJson = False) -> None:
     """Back to an earlier version at once: it is active, every newer one retired."""
     from ops import policies
 
-    for line in policies.rollback(bootstrap(), domain, name, now_ms=now_ms(), author=user(), reason=reason):
+    lines = policies.rollback(bootstrap(), domain, name, now_ms=now_ms(), author=user(), reason=reason)
+    if as_json:
+        print_json({"moved": [dict(zip(("policy", "status"), line.split(), strict=True)) for line in lines]})
+        return
+    for line in lines:
         out.print(line)
 
 
@@ -139,21 +163,39 @@ def coverage(domain: Domain, since: Since = None, until: Until = None, as_json: 
 
 
 @command(group, "test")
-def play_cases(domain: Domain, file: Annotated[Path | None, typer.Argument(help="default: conf/DOMAIN/policies_test.yaml")] = None) -> None:
+def play_cases(
+    domain: Domain,
+    file: Annotated[Path | None, typer.Argument(help="default: conf/DOMAIN/policies_test.yaml")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run a given/expect table through the whole truth table; needs no broker."""
     from ops import policy_tests
 
-    print_cases([(result.case, result.problem, False) for result in policy_tests.run(domain, file)])
+    results = policy_tests.run(domain, file)
+    if not as_json:
+        print_cases([(result.case, result.problem, False) for result in results])
+        return
+    print_json([{"case": result.case, "problem": result.problem} for result in results])
+    if any(result.problem is not None for result in results):
+        raise typer.Exit(1)
 
 
 @command(group, "eval")
 def evaluate(
     when: Annotated[str, typer.Option("--when", help="a CEL condition")],
     vars: Annotated[str, typer.Option("--vars", help="its variables as a JSON object")] = "{}",
+    domain: Annotated[str | None, typer.Option(help="whose features and parameters have their declared types, and no others are known")] = None,
 ) -> None:
-    """Evaluate one condition exactly as govern would: {"value": ...} or {"error": ...}."""
+    """Evaluate one condition exactly as govern would: {"value": ...} or {"error": ...}.
+
+    What all policies may read (confidence, hops, ...) has its declared type; any other variable that of its JSON value, unless
+    --domain says whose it is.
+    """
+    from contracts.domain import load_domain
     from contracts.envelope import parse_json
-    from udfs.policy.cel import eval_condition
+    from udfs.policy.cel import EVERY_DOMAIN, eval_condition
+
+    declared = EVERY_DOMAIN if domain is None else load_domain(domain).policy_variables()
 
     try:
         variables = parse_json(vars.encode())
@@ -161,4 +203,6 @@ def evaluate(
         raise SetupFailed(f"--vars: {error}") from None
     if not isinstance(variables, dict):
         raise SetupFailed(f"--vars: expected a JSON object, came {type(variables).__name__}")
-    sys.stdout.write(json.dumps(eval_condition(when, variables)) + "\n")
+    if domain is not None and (unknown := sorted(set(variables) - set(declared))):
+        raise SetupFailed(f"--vars: {domain} has no variable {', '.join(map(repr, unknown))}")
+    sys.stdout.write(json.dumps(eval_condition(when, variables, declared)) + "\n")

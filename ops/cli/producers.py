@@ -21,6 +21,7 @@ def keygen(
     domain: Domain,
     key_id: Annotated[str, typer.Argument(help="a name for the key, like 'meters-2026'; never used again")],
     output: Annotated[Path | None, typer.Option(help="where the private key goes; default: KEY_ID.pem here")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a producer's key: the private one in a file, the public one as an entry for producers.yaml."""
     from jobs.settings import load_settings
@@ -28,6 +29,9 @@ def keygen(
 
     settings = load_settings(domain)
     made = producers.keygen(settings, key_id, output or Path(f"{key_id}.pem"))
+    if as_json:
+        print_json({"private_key": made.file, "add_to": settings.producers_file, "entry": made.entry})
+        return
     err.print(f"the private key is in {made.file}; add below 'keys:' in {settings.producers_file}:", soft_wrap=True)
     sys.stdout.write(made.entry)
 

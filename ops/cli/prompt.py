@@ -19,21 +19,29 @@ app.add_typer(group, name="prompt")
 
 
 @command(group)
-def check(domain: Domain, files: Files = None) -> None:
+def check(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
     """Check prompt files (default: all of conf/DOMAIN/prompts); needs no broker."""
     from ops import prompts
 
-    for prompt in prompts.check_files(files) if files else prompts.shipped_prompts(domain):
+    checked = prompts.check_files(files) if files else prompts.shipped_prompts(domain)
+    if as_json:
+        print_json({"ok": True, "prompts": [{"prompt": prompts.name_of(p), "model": p.model, "sha256": p.sha256} for p in checked]})
+        return
+    for prompt in checked:
         out.print(f"ok {prompts.name_of(prompt)} for {prompt.model} ({len(prompt.text)} characters, sha256 {prompt.sha256[:12]})")
 
 
 @command(group)
-def publish(domain: Domain, files: Files = None) -> None:
+def publish(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
     """Check and publish prompt files; all or nothing. The newest version asks, without restart."""
     from ops import prompts
 
     chosen = prompts.check_files(files) if files else prompts.shipped_prompts(domain)
-    for name in prompts.publish(bootstrap(), domain, chosen, now_ms=now_ms()):
+    names = prompts.publish(bootstrap(), domain, chosen, now_ms=now_ms())
+    if as_json:
+        print_json({"published": names})
+        return
+    for name in names:
         out.print(f"published {name}")
 
 

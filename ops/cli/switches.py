@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ops.cli.options import Domain
-from ops.cli.terminal import bootstrap, command, now_ms, out, user
+from ops.cli.options import AsJson, Domain
+from ops.cli.terminal import bootstrap, command, now_ms, out, print_json, user
 
 app = typer.Typer()
 
@@ -18,19 +18,23 @@ Why = Annotated[str, typer.Option(help="kept with the switch")]
 
 
 @command(app)
-def pause(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
+def pause(
+    domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "", as_json: AsJson = False
+) -> None:
     """Make govern deny (reason: paused) from the next proposal on."""
-    _throw(domain, agent, action, subject, reason, is_paused=True)
+    _throw(domain, agent, action, subject, reason, as_json, is_paused=True)
 
 
 @command(app)
-def resume(domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "") -> None:
+def resume(
+    domain: Domain, agent: Agent = None, action: Action = None, subject: Subject = None, reason: Why = "", as_json: AsJson = False
+) -> None:
     """Take a pause back; name the same agent, action and subject."""
-    _throw(domain, agent, action, subject, reason, is_paused=False)
+    _throw(domain, agent, action, subject, reason, as_json, is_paused=False)
 
 
 def _throw(
-    domain: str, agent: str | None, action: str | None, subject: str | None, reason: str, *, is_paused: bool
+    domain: str, agent: str | None, action: str | None, subject: str | None, reason: str, as_json: bool, *, is_paused: bool
 ) -> None:
     from ops import policies
 
@@ -38,5 +42,8 @@ def _throw(
         domain, is_paused=is_paused, agent=agent, action=action, subject=subject, reason=reason, author=user()
     )
     policies.throw_switch(bootstrap(), domain, switch, now_ms=now_ms())
+    if as_json:
+        print_json({"domain": domain, **switch.model_dump()})
+        return
     what = f"agent {agent or 'any'}, action {action or 'any'}, subject {subject or 'any'}"
     out.print(f"{'paused' if is_paused else 'resumed'} {domain}: {what}")

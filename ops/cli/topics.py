@@ -56,13 +56,14 @@ def emit(
 def read(
     domain: Domain,
     topic: Annotated[str, typer.Argument(help="facts, situations, proposals, decisions, commands, ...")],
-    from_beginning: Annotated[bool, typer.Option("--from-beginning")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="wait for more")] = False,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="with --follow: first what is in the topic already; without --follow that is printed anyway")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with what comes, until Ctrl-C or --max")] = False,
     max: Annotated[int | None, typer.Option(help="stop after so many records")] = None,
 ) -> None:  # fmt: skip
     """Print a topic as JSONL: partition, offset, key, value (committed records only).
 
-    Without --from-beginning and --follow: what is in the topic now.
+    Without --follow: all that is in the topic now, from its beginning, then it ends. With --follow: what comes from now on, as
+    Kafka's console consumer does by itself; --from-beginning puts what is there before it.
     """
     from ops.reading import records
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import typer
 from kafka.errors import KafkaTimeoutError
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from contracts.errors import SetupFailed
 from contracts.policy import PolicySwitch
-from ops import approvals, cli, policies
+from ops import access, approvals, cli, instance, policies, policy_tests, versions
+from ops import run as runner
 from ops.cli import terminal
 from ops.home import CHECKOUT
 from ops.versions import chosen
@@ -38,6 +43,134 @@ def test_every_command_tells_what_it_does() -> None:
         return found
 
     assert silent(typer.main.get_group(cli.app)) == []
+
+
+# What they print is JSON without being asked for it, or for people's eyes alone.
+PRINT_JSON = {"read", "sbom", "policy show", "policy eval", "model train", "dead-letters show", "contracts check-event"}
+FOR_PEOPLE = {"sql", "test", "help"}
+
+
+def test_every_command_has_json_for_programs() -> None:
+    def without(group: TyperGroup, path: str = "") -> set[str]:
+        found = set()
+        for name, each in group.commands.items():
+            if isinstance(each, TyperGroup):
+                found |= without(each, f"{path}{name} ")
+            elif not any("--json" in parameter.opts for parameter in each.params):
+                found.add(f"{path}{name}")
+        return found
+
+    assert without(typer.main.get_group(cli.app)) == PRINT_JSON | FOR_PEOPLE
+
+
+def printed(*words: str, code: int = 0) -> Any:
+    """The one JSON value on standard output, and nothing else there."""
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be published goes nowhere."""
+    monkeypatch.setenv("FLYBALL_BOOTSTRAP_SERVERS", "nowhere:1")
+    monkeypatch.setattr(versions, "write", lambda *_, **__: None)
+    monkeypatch.setattr(versions, "events", lambda *_: iter(()))
+    monkeypatch.setattr(instance, "is_running", lambda _: False)
+    monkeypatch.setattr(instance, "stop", lambda _: False)
+    monkeypatch.setattr(runner, "bring_up", lambda *_, **__: (None, {"setup": 1.5}))
+
+
+SWITCH = {"agent": None, "action": "activate_cooling", "subject": None, "reason": "drill", "author": terminal.user()}
+
+
+@pytest.mark.usefixtures("no_broker")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("pause machines --action activate_cooling --reason drill", {"domain": "machines", "paused": True, **SWITCH}),
+        ("resume machines --action activate_cooling --reason drill", {"domain": "machines", "paused": False, **SWITCH}),
+        ("policy publish machines conf/machines/policies/cooling.yaml", {"published": ["cooling@1"]}),
+        ("up machines", {"domain": "machines", "fresh": True, "seconds": {"setup": 1.5}}),
+        ("up machines --resume", {"domain": "machines", "fresh": False, "seconds": {"setup": 1.5}}),
+        ("down", {"was_running": False}),
+    ],
+)
+def test_a_program_is_told_what_was_done(words: str, told: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    assert printed(*words.split(), "--json") == told
+
+
+@pytest.mark.usefixtures("no_broker")
+def test_a_program_is_told_which_models_and_prompts_were_published() -> None:
+    (model,) = printed("model", "publish", "machines", "--json")["published"]
+    assert model["alias"] == "machine-health" and len(model["sha256"]) == 64
+    assert all("@" in name for name in printed("prompt", "publish", "incidents", "--json")["published"])
+    assert {each["prompt"] for each in printed("prompt", "check", "incidents", "--json")["prompts"]}
+
+
+@pytest.mark.usefixtures("no_broker")
+def test_a_program_is_told_which_versions_were_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cooling,) = policies.check_files("machines", [CHECKOUT / "conf" / "machines" / "policies" / "cooling.yaml"])
+    newer = cooling.model_copy(update={"version": 2})
+    known = {f"cooling@{p.version}": policies.PublishedPolicy(p, 0, "then") for p in (cooling, newer)}
+    monkeypatch.setattr(policies, "published", lambda *_: known)
+
+    moved = printed("policy", "move", "machines", "cooling@2", "canary", "--percent", "5", "--json")
+    assert moved == {"policy": "cooling@2", "status": "canary", "canary_percent": 5.0}
+    back = printed("policy", "rollback", "machines", "cooling@1", "--json")
+    assert back == {"moved": [{"policy": "cooling@1", "status": "active"}, {"policy": "cooling@2", "status": "retired"}]}
+
+
+@pytest.mark.usefixtures("no_broker")
+def test_a_program_is_told_where_new_passwords_and_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_HOME", str(tmp_path))
+    access.made(tmp_path / "secrets", "machines")
+    who, file = "machines.producer-gateway", tmp_path / "secrets" / "machines.producer-gateway.properties"
+
+    assert printed("access", "add", "machines", "producer", "gateway", "--json") == {"principal": who, "file": str(file), "in_force": False}
+    assert printed("access", "rotate", "machines", "producer-gateway", "--json") == {"principals": [who], "in_force": False}
+    assert printed("access", "remove", "machines", "producer", "gateway", "--json") == {"principal": who, "in_force": False}
+    assert datetime.fromisoformat(printed("access", "renew", "--json")["not_after"]) > datetime.now(UTC)
+    made = printed("producers", "keygen", "machines", "meters", "--output", str(tmp_path / "meters.pem"), "--json")
+    assert Path(made["private_key"]).is_file() and "key_id: meters" in made["entry"]
+
+
+def test_a_program_is_told_each_problem_of_a_policy(tmp_path: Path) -> None:
+    good, bad = CHECKOUT / "conf" / "machines" / "policies" / "cooling.yaml", tmp_path / "bad.yaml"
+    assert printed("policy", "check", "machines", str(good), "--json") == {"ok": True, "policies": [{"policy": "cooling@1", "examples": 4}]}
+
+    bad.write_text("policy_id: bad\nversion: 1\nstatus: active\nwhen: confidence > 1\nverdict: allow\nreason: none\n")
+    told = printed("policy", "check", "machines", str(bad), "--json", code=1)
+    assert told["ok"] is False
+    assert {(each["file"], each["line"], each["column"], each["got"]) for each in told["problems"]} == {(str(bad), 4, 18, "(double, int)")}
+
+
+def test_a_program_is_told_which_case_of_policies_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = printed("policy", "test", "machines", "--json")
+    assert cases and all(case["problem"] is None for case in cases)
+
+    monkeypatch.setattr(policy_tests, "run", lambda *_: [policy_tests.Result("one", None), policy_tests.Result("two", "row 0: no")])
+    assert printed("policy", "test", "machines", "--json", code=1) == [{"case": "one", "problem": None}, {"case": "two", "problem": "row 0: no"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("confidence >= 0.8", '{"confidence": 1}'), {"value": True}),
+        (("feature_temperature > 2.5", '{"feature_temperature": 3}', "--domain", "machines"), {"value": True}),
+        (("x > 1", '{"x": 2}'), {"value": True}),
+    ],
+)
+def test_a_condition_is_tried_with_the_types_that_policies_declare(words: tuple[str, ...], told: object) -> None:
+    when, given, *more = words
+    assert printed("policy", "eval", "--when", when, "--vars", given, *more) == told
+
+
+def test_a_feature_that_the_domain_does_not_have_is_refused() -> None:
+    said = run("policy", "eval", "--when", "feature_tempo > 1", "--vars", '{"feature_tempo": 3}', "--domain", "machines")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert "--vars: machines has no variable 'feature_tempo'" in said.stderr
 
 
 def run(*words: str, code: str = "from ops.cli import app; app()") -> subprocess.CompletedProcess[str]:

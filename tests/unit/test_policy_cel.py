@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from contracts.domain import load_domain
 from contracts.errors import PolicyRefused
 from udfs.policy import cel_subset
-from udfs.policy.cel import Condition, Evaluation, bind, check, eval_condition, outcome
+from udfs.policy.cel import EVERY_DOMAIN, Condition, Evaluation, bind, check, eval_condition, outcome
 from udfs.policy.cel_subset import pattern_parts, pattern_problem
 
 TYPES = {"amount": "double", "count": "int", "country": "string", "is_new": "bool"}
@@ -253,6 +254,43 @@ def test_eval_prints_a_value_or_an_error_when_a_condition_is_tried(
         assert expect in str(got["error"])
     else:
         assert got == expect
+
+
+@pytest.mark.parametrize(
+    ("expression", "variables", "expect"),
+    [
+        ("confidence >= 0.8", {"confidence": 1}, {"value": True}),
+        ("confidence > 0.8 && age_s < 2.5", {"confidence": 1, "age_s": 2}, {"value": True}),
+        ("confidence >= 1", {"confidence": 1}, "(double, int)"),
+        ("confidence > 0.8", {"confidence": "high"}, "expected double, got string"),
+        ("confidence > 0.8", {"confidence": 2**60}, "expected double, got int"),
+        ("confidence > 0.8", {}, "Undefined variable"),
+        ("confidence > 0.8", {"confidence": None}, "Undefined variable"),
+        ("confidence > 0.8 || true", {}, {"value": True}),
+        ("hops > 1 && allowed_1h == 0", {"hops": 2, "allowed_1h": 0}, {"value": True}),
+        ("hops > 1.0", {"hops": 2}, "(int, double)"),
+        ("hops > 1", {"hops": 2.0}, "expected int, got double"),
+        ("agent == 'a'", {"agent": 1}, "expected string, got int"),
+        ("feature_x > 1", {"feature_x": 2}, {"value": True}),
+        ("feature_x > 1.0", {"feature_x": 2}, "(int, double)"),
+        ("m.confidence == 1", {"m": {"confidence": 1}}, {"value": True}),
+        ("[1].exists(confidence, confidence == 1)", {}, {"value": True}),
+    ],
+)
+def test_a_variable_that_all_policies_may_read_has_its_declared_type_when_it_is_tried(
+    expression: str, variables: dict[str, object], expect: dict[str, bool] | str
+) -> None:
+    got = eval_condition(expression, variables)
+    if isinstance(expect, str):
+        assert expect in str(got["error"])
+    else:
+        assert got == expect
+
+
+def test_a_variable_of_a_domain_has_its_declared_type_when_the_domain_is_named() -> None:
+    declared = load_domain("machines").policy_variables()
+    assert eval_condition("feature_temperature > 2.5", {"feature_temperature": 3}, declared) == {"value": True}
+    assert EVERY_DOMAIN.items() <= declared.items()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import cel as rust
 
+from contracts.domain import DomainContract
 from contracts.errors import PolicyProblem, PolicyRefused
 from udfs.policy import cel_subset
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MAX_ERROR_CHARACTERS: Final = 300
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _EXACT_IN_DOUBLE: Final = 2**53
+# What policies of every domain may read: a domain adds its features and parameters.
+EVERY_DOMAIN: Final = MappingProxyType(DomainContract("", {}, {}, {}).policy_variables())
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 
 
@@ -409,20 +412,23 @@ def _is_read_alike(literal: str) -> bool:
     return type(here) is type(there) and (here == there) and str(here) == str(there)
 
 
-def eval_condition(expression: str, variables: Mapping[str, object]) -> dict[str, bool | str]:
+def eval_condition(
+    expression: str, variables: Mapping[str, object], declared: Mapping[str, str] = EVERY_DOMAIN
+) -> dict[str, bool | str]:
     """One condition exactly as `govern` would read it: {"value": bool} or {"error": text}.
 
-    Types come from the JSON values. Never raises for a bad expression or bad values.
+    A variable of `declared` (name -> CEL type) has that type, as in a policy: a whole number given for a double is one.
+    The others have the type of their JSON value. Never raises for a bad expression or bad values.
     """
     try:
         names = cel_subset.scan(expression).names()
-        types = {}
+        types = {name: kind for name, kind in declared.items() if name in names}
         for name, value in variables.items():
             if not isinstance(name, str) or not _NAME.match(name):
                 return {"error": f"expected a variable named like feature_x, got {name!r}"[:300]}
             if name in names:
                 try:
-                    types[name] = infer_type(value)
+                    types.setdefault(name, infer_type(value))
                 except ValueError as error:
                     expected = "expected a value a condition may read"
                     return {"error": f"variable {name!r}: {expected}, got {error}"}
