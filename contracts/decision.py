@@ -57,7 +57,11 @@ class PolicyMatch(Data):
 
 
 class Candidate(Data):
-    """What would have been decided if shadow and canary policies were active."""
+    """What other versions would have decided, by their own staleness, conditions and limits of the subject.
+
+    With shadow and canary policies as if they were active; where a canary is in force for the subject and in scope, so
+    that it decided: with the active versions alone.
+    """
 
     verdict: Verdict
     reason: Reason
@@ -191,7 +195,7 @@ class Decision(Data):
     counters: dict[str, int | float] = {}
     obligations: dict[str, Scalar] = {}
     candidate: Candidate | None = Field(
-        default=None, description="only where shadow or canary policies speak"
+        default=None, description="only where shadow or canary policies speak, and nothing is paused"
     )
     approval: Asked | None = Field(default=None, description="where people were asked")
     lost_to: Identifier | None = Field(default=None, description="the proposal that won the arbitration")

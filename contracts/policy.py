@@ -33,7 +33,7 @@ class Limit(Data):
     One of three, told by what it names:
     a rate: `max_count` proposals within any `within_s` seconds of event time;
     a budget: `max_total` of the number `amount` (a variable) within any `within_s`; reserved when
-    allowed, corrected when an outcome reports its `cost`;
+    allowed, corrected when an outcome reports its `cost`, unless the command's budgets are of several amounts;
     concurrency: `max_in_flight` commands whose outcome has neither come nor lapsed.
     """
 
@@ -88,13 +88,13 @@ class Arbitration(Data):
     """Proposals that pass wait `window_s` for others that conflict; the best of them goes on.
 
     A proposal conflicts with one of the actions named here about the same subject and the same
-    `resource`. The window is event time of the subject, or as long on the wall clock, whichever ends
-    first. Highest `priority` first, then confidence, then the smallest proposal id.
+    `resource`, whether the other's policy names it too or not. The window is event time of the
+    subject, or as long on the wall clock, whichever ends first. Highest `priority` first, then confidence, then the smallest proposal id.
     """
 
     conflicts_with: tuple[Slug, ...] = Field(min_length=1, max_length=64)
     resource: VariableName | None = Field(
-        default=None, description="feature_... or parameter_...; none: the subject itself"
+        default=None, description="feature_... or parameter_...; none: the whole subject"
     )
     window_s: float = Field(gt=0, le=86_400)
     priority: int = Field(default=0, ge=-1000, le=1000)
@@ -129,7 +129,7 @@ class Approval(Deadline):
         default=(), max_length=8, description="one after the other; after the last it expires to deny"
     )
     not_by: tuple[VariableName, ...] = Field(
-        default=(), max_length=8, description="variables that name people who may not approve"
+        default=(), max_length=8, description="variables that name people who may not approve, one a line"
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,10 @@ def publish_new(bootstrap_servers: str, domain: str, shipped: Shipped, *, now_ms
     changed = people.news(people.published(bootstrap_servers, domain), shipped.people)
     policies.publish_people(bootstrap_servers, domain, changed, now_ms=now_ms)
     known = policies.published(bootstrap_servers, domain)
-    fresh = [p for p in shipped.policies if f"{p.policy_id}@{p.version}" not in known]
+    fresh = [
+        policy.model_copy(update={"moved_because": f"shipped in conf/{domain}"})
+        for policy in shipped.policies if f"{policy.policy_id}@{policy.version}" not in known
+    ]  # fmt: skip
     names = policies.publish(bootstrap_servers, domain, fresh, now_ms=now_ms)
     aliases = {str(event.get("subject")) for _, event in models.published(bootstrap_servers, domain)}
     new_models = [m for m in shipped.models if f"{m.alias}/{m.version}" not in aliases]

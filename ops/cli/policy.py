@@ -43,11 +43,12 @@ def check(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
 
 
 @command(group)
-def publish(domain: Domain, files: Files = None, as_json: AsJson = False) -> None:
+def publish(domain: Domain, files: Files = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Check and publish policy files; all or nothing. Takes effect without restart."""
     from ops import policies
 
-    checked = policies.check_files(domain, files or policies.policy_files(domain))
+    told = {"author": user(), "moved_because": reason}
+    checked = [policy.model_copy(update=told) for policy in policies.check_files(domain, files or policies.policy_files(domain))]
     names = policies.publish(bootstrap(), domain, checked, now_ms=now_ms())
     if as_json:
         print_json({"published": names})
@@ -135,9 +136,10 @@ def diff(domain: Domain, since: Since = None, until: Until = None, as_json: AsJs
         return
     out.print(f"{found['decisions']} decisions with a shadow or canary policy in scope, {found['different']} differ")
     print_table(
-        ("action", "decided", "would have been", "by", "how many", "for example"),
+        ("action", "active alone", "with them", "decided", "by", "how many", "for example"),
         (
-            (each["action"], each["before"], each["after"], each["policies"], each["count"], each["examples"][0])
+            (each["action"], each["before"], each["after"], "with them" if each["is_decided"] else "active alone",
+             each["policies"], each["count"], each["examples"][0])
             for each in found["changes"]
         ),
     )

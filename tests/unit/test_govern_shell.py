@@ -68,13 +68,30 @@ class Keyed:
         return list(self.mine.values())
 
 
+class Counting:
+    """A counter of Flink's metrics."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def inc(self, by: int = 1) -> None:
+        self.count += by
+
+
 class Runtime:
-    """What Flink gives: states by key, timers, broadcast state. A runtime context and a context in one."""
+    """What Flink gives: states by key, timers, broadcast state, counters. A runtime context and a context in one."""
 
     def __init__(self) -> None:
         self.key, self.now, self.timers = "", 0, set[tuple[int, str]]()
         self.states: dict[str, Keyed] = {}
         self.broadcast: dict[str, str] = {}
+        self.counters: dict[str, Counting] = {}
+
+    def get_metrics_group(self) -> Any:
+        return self
+
+    def counter(self, name: str) -> Counting:
+        return self.counters.setdefault(name, Counting())
 
     def get_state(self, descriptor: Any, empty: Any = lambda: None) -> Keyed:
         return self.states.setdefault(descriptor.name, Keyed(self, empty))

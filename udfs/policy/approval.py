@@ -72,11 +72,11 @@ class Requirement:
         cls, policy_id: str, version: int, terms: Approval, values: Mapping[str, object], now_ms: int,
         excluded: Collection[str] = (),
     ) -> Requirement:  # fmt: skip
-        """`values`: the variables of the proposal, for `not_by`; `excluded`: who may not, whatever these name."""
+        """`values`: the variables of the proposal, for `not_by`, names one a line; `excluded`: who may not, whatever these name."""
         named = [*excluded, *(values.get(name) for name in terms.not_by)]
         return cls(
             policy_id, version, list(terms.roles), terms.approvers,
-            sorted({str(name) for name in named if name is not None}),
+            sorted({name for names in named if names is not None for name in str(names).split("\n")}),
             deadline_ms(now_ms, terms), [later.model_dump(mode="json") for later in terms.escalate],
         )  # fmt: skip
 
@@ -177,6 +177,8 @@ class Hold:
             return f"it is for another action: expected digest {self.digest}, came {answer.action_digest}"
         if answer.answer != "refuse" and name in editors:
             return f"{name} changed the action and may not {answer.answer} it"
+        if answer.answer != "refuse" and name == self.proposal["data"]["agent"]:
+            return f"{name} proposed it and may not {answer.answer} it"
         if answer.answer == "edit" and name in self.excluded():
             return f"{name} handled it and may not edit it"
         if answer.answer == "approve":

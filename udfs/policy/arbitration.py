@@ -28,10 +28,14 @@ class Contest:
 
 
 def conflict(member: Sequence[Any], action: str, conflicts_with: Sequence[str], resource: object) -> bool:
-    """Whether a member and a proposal, about the same subject, cannot both be done."""
+    """Whether a member and a proposal, about the same subject, cannot both be done: one of them says so.
+
+    What is about no resource is about the whole subject, and so about every resource of it.
+    """
     raw, _, _, its_conflicts, its_resource = member
     its_action = raw["data"]["action"]
-    return bool(its_resource == resource and (action in its_conflicts or its_action in conflicts_with))
+    is_apart = None not in (resource, its_resource) and its_resource != resource
+    return not is_apart and (action in its_conflicts or its_action in conflicts_with)
 
 
 def join(
@@ -39,7 +43,8 @@ def join(
     partition: int, offset: int, *, now_ms: int, wall_ms: int,
 ) -> Contest:  # fmt: skip
     """The contest the proposal waits in: those it conflicts with, made one; otherwise its own."""
-    resource = None if terms.resource is None else str(variables.get(terms.resource))
+    found = None if terms.resource is None else variables.get(terms.resource)
+    resource = None if found is None else str(found)
     action, conflicts = proposal.data.action, list(terms.conflicts_with)
     concerned = [each for each in contests if each.concerns(action, conflicts, resource)]
     if concerned:

@@ -5,7 +5,8 @@ A case is data:
              say, and the wall clock
     expect   for each decision what it must say: any of `verdict`, `reason`, `action`, `parameters`,
              `obligations`, `is_commanded`, `matched` (policy ids), `explains` (a part of the
-             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary), `lost_to` (which row won);
+             explanation), `clock` (seconds), `would` (verdict and reason under shadow and canary, or under the active
+             versions where a canary decided), `lost_to` (which row won);
              for each note: `note` (contends, counted, refused, escalated), `explains`
     max_holds  how many may wait for people, and for each other (100)
     people   name -> {roles, may, is_active}; their keys are made from their names
@@ -126,10 +127,10 @@ def play(
             reported = governor.read.outcome(key, outcome(subject, decided, row))
             if reported is None:
                 raise ValueError(f"given {ordinal}: not an outcome: {row}")
-            if (claim_id := state.report(reported, ordinal)) is not None:
+            if (settled := state.report(reported, ordinal)) is not None:
                 how: Literal["failed", "succeeded"] = "failed" if reported.has_failed else "succeeded"
                 at = format_time_ms(reported.event_ms)
-                wide.settle(Settlement(claim_id=claim_id, what=how, at=at, cost=reported.cost))
+                wide.settle(Settlement(claim_id=settled.claim_id, what=how, at=at, cost=settled.cost))
             played.outcomes.append((ordinal, reported))
         elif "seen" in row:
             _refuse_unknown(row, {"seen"})

@@ -304,11 +304,11 @@ class Govern(KeyedBroadcastProcessFunction):
 
     def _settle(self, reported: Reported, offset: int) -> Iterator[Row]:
         state = self._state_of(reported.subject)
-        claim_id = state.report(reported, offset)
+        settled = state.report(reported, offset)
         self._subject.update(state.to_json())
-        if claim_id is not None:
+        if settled is not None:
             how: Literal["failed", "succeeded"] = "failed" if reported.has_failed else "succeeded"
-            yield self._settlement(claim_id, how, reported.event_ms, reported.cost)
+            yield self._settlement(settled.claim_id, how, reported.event_ms, settled.cost)
 
     def _settlement(
         self, claim_id: str, what: Literal["succeeded", "failed", "unused"], at_ms: int, cost: float | None

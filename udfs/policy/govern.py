@@ -66,7 +66,7 @@ from pydantic import ValidationError
 
 from contracts.approval import Answer, Override
 from contracts.data import Scalar
-from contracts.decision import Grant, Reason, Verdict
+from contracts.decision import Grant, Reason
 from contracts.domain import DomainContract, columns
 from contracts.envelope import derive_id, format_time_ms, parse_time_ms
 from contracts.limit_claim import Claim, ClaimedLimit, Settlement
@@ -74,11 +74,11 @@ from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
 from udfs.policy.approval import EDITORS, Hold, Requirement
 from udfs.policy.arbitration import Contest, conflict, join
-from udfs.policy.limits import over_limit
+from udfs.policy.limits import cost_of, over_limit
 from udfs.policy.policy_set import Judgement, PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
 from udfs.policy.subject import SubjectState, deed, deed_of
-from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer, matches
+from udfs.policy.writing import STAGE, Decided, Place, Ruling, Writer
 from udfs.wide_limits.core import scope_of
 
 HOUR_MS = 3_600_000
@@ -174,7 +174,8 @@ class Governor:
             if not grant.is_granted:
                 command_id = None
             elif command_id is not None:
-                state.claim(command_id, claim.claim_id)
+                assert ruling.judgement is not None  # only what policies allow is claimed
+                state.claim(command_id, claim.claim_id, takes_cost=len(ruling.judgement.amounts) < 2)
         if ruling.verdict == "allow":
             settlement = self._remember(state, proposal, policies, ruling, command_id)
         elif ruling.verdict == "hold":
@@ -442,7 +443,8 @@ class Governor:
             scope.judge(variables), outcome_within_s=scope.outcome_within_s, cooldown_s=scope.cooldown_s
         )
         against = [f"{pid}@{version}" for pid, version, verdict in judgement.matched if verdict == "deny"]
-        against += [f"{error.policy_id}@{error.version} (error)" for error in judgement.errors]
+        errors = [error for error in judgement.errors if error.verdict == "deny"]  # might forbid it
+        against += [f"{error.policy_id}@{error.version} (error)" for error in errors]
         if is_paused := policies.is_paused(PERSON, override.action, word.subject):
             against.append("pause")
         rights = word.person.may if word.person.is_active else ()
@@ -456,9 +458,10 @@ class Governor:
             reason = Reason.OVERRIDE
         elif is_paused:
             reason, told = Reason.PAUSED, "paused: domain, action or subject; to go on, break the glass"
+        elif judgement.reason is Reason.FORBIDDEN:
+            reason, told = Reason.FORBIDDEN, f"{judgement.explanation}; to go on, break the glass"
         else:
-            reason = judgement.reason if judgement.reason is Reason.FORBIDDEN else Reason.POLICY_ERROR
-            told = f"{judgement.explanation}; to go on, break the glass"
+            reason, told = Reason.POLICY_ERROR, f"{errors[0].told()}; to go on, break the glass"
         ruling = Ruling(
             "allow" if reason is Reason.OVERRIDE else "deny", reason, told, override.action,
             override.parameters, counters, judgement,
@@ -537,7 +540,7 @@ class Governor:
     def _stale_or_ruled(
         self, state: SubjectState, proposal: Incoming, policies: PolicySet, approved: Approved = ()
     ) -> Ruling:
-        """Steps 2 to 6, with a policy's fallback in the place of a stale proposal's action."""
+        """Steps 2 to 6; beside them 3 to 6 as the scope's candidate would have them."""
         data = proposal.data
         if policies.is_paused(data.agent, data.action, proposal.subject):
             return Ruling(
@@ -545,9 +548,23 @@ class Governor:
                 self._counters(state, proposal, data.action),
             )  # fmt: skip
         scope = self._scope(state, proposal, policies, data.action)
+        ruling = self._ruled(state, proposal, policies, scope, approved)
+        if scope.candidate is None:
+            return ruling
+        would = self._ruled(state, proposal, policies, scope.candidate, approved, ruling.beside)
+        return ruling._replace(
+            candidate={"verdict": would.verdict, "reason": would.reason.value, "policies": would.matched}
+        )
+
+    def _ruled(
+        self, state: SubjectState, proposal: Incoming, policies: PolicySet, scope: Scope, approved: Approved,
+        judged: Judgement | None = None,
+    ) -> Ruling:  # fmt: skip
+        """Steps 3 to 6 under the policies of one scope, with their fallback in the place of a stale proposal's action."""
+        data = proposal.data
         stale = self._stale(state, proposal, scope)
         if stale is None:
-            return self._rule(state, proposal, scope, data.action, data.parameters, approved)
+            return self._rule(state, proposal, scope, data.action, data.parameters, approved, judged)
         reason, told = stale
         counters = self._counters(state, proposal, data.action)
         denied = Ruling("deny", reason, told, data.action, data.parameters, counters)
@@ -561,12 +578,12 @@ class Governor:
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return denied._replace(told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
-            state, proposal, self._scope(state, proposal, policies, fallback.action),
+            state, proposal, self._scope(state, proposal, policies, fallback.action).seen_by(scope.standing),
             fallback.action, fallback.parameters,
         )  # fmt: skip
         if ruled.verdict == "allow":
             return ruled._replace(
-                reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}",
+                reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}", beside=None,
                 replaced={"action": data.action, "parameters": data.parameters, "by": ""},
             )  # fmt: skip
         return denied._replace(told=f"{told}; the fallback {fallback.action} was denied: {ruled.told}")
@@ -611,27 +628,22 @@ class Governor:
         action: str,
         parameters: Mapping[str, Scalar],
         approved: Approved = (),
+        judged: Judgement | None = None,
     ) -> Ruling:
-        """Steps 4 to 6 for one action."""
+        """Steps 4 to 6 for one action. `judged`: what the policies of the scope say, where they were asked already."""
         counters = self._counters(state, proposal, action)
-        if looped := self._looped(state, proposal, deed(self._contract.actions[action], parameters)):
+        looped = self._looped(state, proposal, deed(self._contract.actions[action], parameters))
+        if looped and (scope.standing == "decides" or looped[0] not in (Reason.IN_FLIGHT, Reason.COOLING_DOWN)):
             return Ruling("deny", *looped, action, parameters, counters)
         age_s = (state.clock_ms - proposal.features_ms) / 1000
         variables = self._variables(proposal, action, parameters, age_s, counters)
-
-        def limited(judgement: Judgement, counters: dict[str, int | float]) -> tuple[Verdict, Reason, str]:
-            over = over_limit(state, proposal.data.agent, action, variables, judgement, counters)
-            return over or (judgement.verdict, judgement.reason, judgement.explanation)
-
-        judgement, candidate = scope.judge_both(variables, approved=approved)
-        ruling = Ruling(*limited(judgement, counters), action, parameters, counters, judgement)
-        if candidate is None:
-            return ruling
-        verdict, reason, _ = limited(candidate, {})
-        would: dict[str, object] = {
-            "verdict": verdict, "reason": reason.value, "policies": matches(candidate),
-        }  # fmt: skip
-        return ruling._replace(candidate=would)
+        judgement, beside = (judged, None) if judged is not None else scope.judge_both(variables, approved=approved)
+        # A candidate that waits for no outcome, or for none that failed, would not have been stopped by one.
+        if looped and (judgement.verdict != "allow" or _waits(judgement, looped[0])):
+            return Ruling("deny", *looped, action, parameters, counters)
+        over = over_limit(state, proposal.data.agent, action, variables, judgement, counters)
+        verdict, reason, told = over or (judgement.verdict, judgement.reason, judgement.explanation)
+        return Ruling(verdict, reason, told, action, parameters, counters, judgement, beside)
 
     def _looped(self, state: SubjectState, proposal: Incoming, asked: str) -> tuple[Reason, str] | None:
         """Step 4: the loop guard. `asked`: what would be done (subject.py `deed`)."""
@@ -669,6 +681,8 @@ class Governor:
         if policies.counts_in_detail:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
+            if len(policies.amounts) > 1:
+                values |= cost_of(judgement.amounts or policies.amounts)
             detail = (proposal.data.agent, values, command_id, None)
         keep_ms = max(DAY_MS, policies.looks_back_ms)
         state.remember(action, keep_ms, detail)
@@ -684,10 +698,10 @@ class Governor:
         if (early := state.early.pop(command_id, None)) is None:
             return None
         has_failed, event_ms, cost = early
-        if (claim_id := state.settle(command_id, has_failed, event_ms, cost)) is None:
+        if (settled := state.settle(command_id, has_failed, event_ms, cost)) is None:
             return None
         what: Literal["failed", "succeeded"] = "failed" if has_failed else "succeeded"
-        return Settlement(claim_id=claim_id, what=what, at=format_time_ms(event_ms), cost=cost)
+        return Settlement(claim_id=settled.claim_id, what=what, at=format_time_ms(event_ms), cost=settled.cost)
 
     def recorded_variables(self, proposal: Incoming, decision: Mapping[str, Any]) -> dict[str, object]:
         """What the policies saw when a recorded decision was made about its proposal."""
@@ -725,6 +739,10 @@ class Governor:
             if (value := parameters.get(name)) is not None:
                 variables[variable] = value
         return variables
+
+
+def _waits(judgement: Judgement, reason: Reason) -> bool:
+    return bool(judgement.cooldown_s if reason is Reason.COOLING_DOWN else judgement.outcome_within_s)
 
 
 def _claimed(policy: str, limit: Limit, values: Mapping[str, object]) -> ClaimedLimit:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Final
 
 from contracts.decision import Reason, Verdict
 from contracts.policy import Limit
 from udfs.policy.policy_set import Judgement
 from udfs.policy.subject import Allowed, SubjectState
+
+# Beside the values of what was allowed, where budgets are of several amounts: which of them its cost is of.
+_COST_OF: Final = "cost_of"
 
 
 def over_limit(
@@ -92,4 +96,10 @@ def _spent(entry: Allowed, amount: str) -> float:
     if isinstance(entry, int):
         return 0.0
     _, _, values, _, cost = entry
-    return float(values.get(amount) or 0) if cost is None else float(cost)
+    is_told = cost is not None and values.get(_COST_OF, amount) == amount
+    return float(cost if is_told else values.get(amount) or 0)
+
+
+def cost_of(amounts: Collection[str]) -> dict[str, str]:
+    """To be remembered with what was allowed under budgets of `amounts`: a cost is of one thing, so of none when they differ."""
+    return {_COST_OF: next(iter(amounts)) if len(amounts) == 1 else ""}

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import cel as rust
 import rfc8785
@@ -33,6 +33,7 @@ from contracts.policy import (
 )
 from udfs.policy.cel import Condition, Evaluation, bind, outcome, outcomes
 
+Standing = Literal["decides", "candidate", "active"]
 _ALWAYS: Final = -(2**63)
 _MAX_JUDGEMENTS: Final = 4096
 _MAX_SCOPES: Final = 4096  # compiled scopes kept; names in proposals come from outside
@@ -44,7 +45,11 @@ class PolicyError:
 
     policy_id: str
     version: int
+    verdict: PolicyVerdict
     message: str
+
+    def told(self) -> str:
+        return f"{self.policy_id}@{self.version} cannot be evaluated: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Judgement:
     approved) and is empty unless the verdict is allow: `limits`, each with its policy id; the
     longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them; `wide`, the
     limits wider than a subject, each with its policy's name, and the strictest `circuit`. For allow
-    and hold: `arbitration`, of the policy with the highest priority.
+    and hold: `arbitration`, of the policy with the highest priority, else what others that name the action ask.
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -75,6 +80,11 @@ class Judgement:
     cooldown_s: int = 0
     obligations: Mapping[str, Scalar] = field(default_factory=dict)
     freshness_s: float | None = None
+
+    @property
+    def amounts(self) -> set[str]:
+        """What the budgets are of, those wider than a subject included."""
+        return {limit.amount for _, limit in (*self.limits, *self.wide) if limit.amount is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +125,22 @@ class _Entry:
 class Scope:
     """The policies that speak about one action of one agent on one situation, for some subjects.
 
-    `candidate` are the same with shadow and canary policies as if they were active; None where there
-    are none. `outcome_within_s`, `cooldown_s`: the longest of any policy in force about the action, whoever
-    proposes it and on what: so long a person's own command is waited for (0: not at all).
+    `candidate` are those judged beside them, None where they are the same; as they stand: `candidate`, with shadow and
+    canary policies as if they were active; where a canary is among those that decide: `active`, without shadows and
+    canaries. `outcome_within_s`, `cooldown_s`: the longest of any policy in force about the action, whoever
+    proposes it and on what: so long a person's own command is waited for (0: not at all). `named_by`: the
+    arbitration of any policy in force that names the action as one it conflicts with.
     """
 
     def __init__(
-        self, entries: tuple[_Entry, ...], candidate: Scope | None = None, *, outcome_within_s: int = 0,
-        cooldown_s: int = 0,
+        self, entries: tuple[_Entry, ...], candidate: Scope | None = None, *, standing: Standing = "decides",
+        outcome_within_s: int = 0, cooldown_s: int = 0, named_by: Sequence[Arbitration] = (),
     ) -> None:  # fmt: skip
         self.candidate = candidate
+        self.standing = standing
         self.outcome_within_s = outcome_within_s
         self.cooldown_s = cooldown_s
+        self._drawn_in = _drawn_in(named_by)
         self._entries = entries
         # A judgement follows from which policies matched: found once for each combination.
         self._judgements: dict[tuple[bool, ...], Judgement] = {}
@@ -181,6 +195,10 @@ class Scope:
             return real, None
         return real, self.candidate._say([said[number] for number in self._others], approved)
 
+    def seen_by(self, standing: Standing) -> Scope:
+        """The policies here for those that stand so in another scope: the candidate where it does too."""
+        return self.candidate if self.candidate is not None and self.candidate.standing == standing else self
+
     def _say(self, said: Sequence[Evaluation], approved: Collection[tuple[str, int]]) -> Judgement:
         values = tuple(evaluation.value for evaluation in said)
         if approved or None in values:
@@ -207,13 +225,13 @@ class Scope:
             elif evaluation.value is None:
                 policy = entry.policy
                 message = evaluation.error or "no value"
-                errors.append(PolicyError(policy.policy_id, policy.version, message))
+                errors.append(PolicyError(policy.policy_id, policy.version, policy.verdict, message))
                 asks_for_errors.append((policy.policy_id, policy.version, policy.approval or DEFAULT_APPROVAL))
 
         passing = by_verdict["allow"] + by_verdict["require_approval"] + by_verdict["hold"]
         arbitration = max(
             (e.policy.arbitration for e in passing if e.policy.arbitration is not None),
-            key=lambda terms: terms.priority, default=None,
+            key=lambda terms: terms.priority, default=self._drawn_in,
         )  # fmt: skip
 
         def say(
@@ -227,9 +245,7 @@ class Scope:
         if denies := by_verdict["deny"]:
             return say("deny", Reason.FORBIDDEN, _why(denies))
         if errors:
-            first = errors[0]
-            why = f"{first.policy_id}@{first.version} cannot be evaluated: {first.message}"
-            return say("hold", Reason.POLICY_ERROR, why, tuple(asks_for_errors))
+            return say("hold", Reason.POLICY_ERROR, errors[0].told(), tuple(asks_for_errors))
         asking = by_verdict["require_approval"] + by_verdict["hold"]
         if any((e.policy.policy_id, e.policy.version) not in approved for e in asking):
             reason = Reason.APPROVAL_REQUIRED if by_verdict["require_approval"] else Reason.HELD
@@ -286,6 +302,20 @@ class Scope:
         return [read(entry) for entry in self._union]
 
 
+def _drawn_in(named_by: Sequence[Arbitration]) -> Arbitration | None:
+    """On what terms an action contends that declares no conflict itself, but is named by those who do.
+
+    It conflicts with nothing else, waits as long as any of them says, and is about their resource; about the
+    whole subject where they differ.
+    """
+    if not named_by:
+        return None
+    longest = max(named_by, key=lambda terms: terms.window_s)
+    resources = {terms.resource for terms in named_by}
+    resource = longest.resource if len(resources) == 1 else None
+    return longest.model_copy(update={"conflicts_with": (), "resource": resource, "priority": 0})
+
+
 def _together(given: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar]:
     """The obligations of several policies: the stricter of two numbers, true over false, both texts."""
     found: dict[str, Scalar] = {}
@@ -339,6 +369,8 @@ class PolicySet:
         # The longest window of any policy's, whomever it is about: what others do must not shorten it.
         self.looks_back_ms = max((limit.within_s or 0 for limit in limits), default=0) * 1000
         self.versioned_by = tuple(sorted({p.current_by for p in self._policies if p.current_by}))
+        # What budgets are of: with one only, every cost is of that.
+        self.amounts = frozenset(p.amount for each in self._policies for p in each.limits if p.amount is not None)
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
             sorted(
@@ -423,7 +455,8 @@ class PolicySet:
 
         Of each policy id the highest active version already effective counts, and only that one,
         also where its scope is narrower than its predecessor's; a canary takes its place for the
-        subjects it covers. Found once for each scope and span between two starts.
+        subjects it covers, and what the active ones say is judged beside it. Found once for each
+        scope and span between two starts.
         """
         canaries = tuple(canary_covers(policy, subject) for policy in self._canaries)
         key = (bisect_right(self._starts, event_ms), agent, action, situation, canaries)
@@ -449,15 +482,21 @@ class PolicySet:
                     if entries[name].covers(agent, action, situation)
                 )
 
-            differs = covering(candidate) != covering(real)
+            decide, active = covering(real), covering(in_force["active"])
+            standing: Standing = "candidate" if decide == active else "active"
+            beside = covering(candidate) if decide == active else active
             of_action = [
                 entry.policy for entry in real.values()
                 if not entry.policy.scope.actions or action in entry.policy.scope.actions
             ]  # fmt: skip
             scope = Scope(
-                covering(real), Scope(covering(candidate)) if differs else None,
+                decide, Scope(beside, standing=standing) if beside != decide else None,
                 outcome_within_s=max((p.outcome_within_s or 0 for p in of_action), default=0),
                 cooldown_s=max((p.cooldown_s or 0 for p in of_action), default=0),
+                named_by=[
+                    entry.policy.arbitration for entry in real.values()
+                    if entry.policy.arbitration is not None and action in entry.policy.arbitration.conflicts_with
+                ],
             )  # fmt: skip
             if len(self._scopes) >= _MAX_SCOPES:
                 self._scopes.clear()

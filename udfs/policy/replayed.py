@@ -155,7 +155,7 @@ class Replayed:
         for entry in again:
             found = [(recorded, entry.recorded), *((remade, orjson.loads(text)) for text in entry.made)]
             for events, event in found:
-                if (proposal_id := _decided(event)) is not None:
+                if (proposal_id := decided_first(event)) is not None:
                     events[proposal_id] = event
                     if proposal_id in recorded and proposal_id in remade:
                         self._compare(recorded.pop(proposal_id), remade.pop(proposal_id), period, statuses)
@@ -190,7 +190,7 @@ def _reported(governor: Governor, lines: Sequence[Line]) -> list[tuple[int, Repo
     return [(offset, reported) for offset, reported in read if reported is not None]
 
 
-def _decided(event: Mapping[str, Any]) -> str | None:
+def decided_first(event: Mapping[str, Any]) -> str | None:
     """The proposal that this is the first decision about; None for notes, and for what came of people's words."""
     data = event["data"]
     proposal_id = data.get("proposal_id")

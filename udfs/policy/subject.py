@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from contracts.data import ActionParameters
 from udfs.policy.approval import Hold
@@ -19,8 +19,17 @@ MAX_CLOSED = 32
 MAX_CLAIMS = 256
 # Outcomes per subject kept until their commands are known.
 MAX_EARLY = 8
+# Before a claim's id, where the cost of its command corrects none of its budgets; ids are hexadecimal.
+_AS_RESERVED: Final = "as reserved: "
 # One thing that was allowed: when; with what limits may ask for, where one asks for more than that.
 Allowed = int | list[Any]
+
+
+class Settled(NamedTuple):
+    """The claim on wider limits that an outcome settles, and the cost its budgets take."""
+
+    claim_id: str
+    cost: float | None
 
 
 @dataclass
@@ -29,7 +38,7 @@ class SubjectState:
 
     clock_ms: the highest accepted event time.
     allowed: action -> what was allowed, in the order of time: ms, or, while a limit counts by more
-        than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told];
+        than subject and action, [ms, agent, {variable: value}, command id, cost its outcome told] (and of what it is: limits.py);
         kept as long as the longest limit looks back, at least a day.
     in_flight: command id -> [action, lapses_ms, cooldown_ms, what is done (`deed`)], until its outcome or
         its lapse.
@@ -104,9 +113,9 @@ class SubjectState:
             self.cooling_ms = {done: until + event_ms for done, until in self.cooling_ms.items()}
         self.clock_ms = event_ms
 
-    def claim(self, command_id: str, claim_id: str) -> None:
-        """The command's outcome will settle this claim; the oldest are forgotten."""
-        self.claims[command_id] = claim_id
+    def claim(self, command_id: str, claim_id: str, *, takes_cost: bool = True) -> None:
+        """The command's outcome will settle this claim, with its cost or without; the oldest are forgotten."""
+        self.claims[command_id] = claim_id if takes_cost else _AS_RESERVED + claim_id
         while len(self.claims) > MAX_CLAIMS:
             del self.claims[next(iter(self.claims))]
 
@@ -168,7 +177,7 @@ class SubjectState:
             del self.in_flight[name]
         return list(self.in_flight.values())
 
-    def report(self, reported: Reported, offset: int) -> str | None:
+    def report(self, reported: Reported, offset: int) -> Settled | None:
         """Take an outcome in; gives the claim that it settles, if one.
 
         One whose command is not known (lapsed, a repeat, or not decided yet) is kept for a while.
@@ -181,13 +190,13 @@ class SubjectState:
                 del self.early[next(iter(self.early))]
         return self.settle(command_id, reported.has_failed, reported.event_ms, reported.cost)
 
-    def settle(self, command_id: str, has_failed: bool, event_ms: int, cost: float | None) -> str | None:
+    def settle(self, command_id: str, has_failed: bool, event_ms: int, cost: float | None) -> Settled | None:
         """What an outcome changes: its command is no longer in flight; a failure starts the cool-down.
 
         A cost takes the place of what budgets had reserved. A time after the command's lapse is not believed: whatever
         actuators say, nothing cools down for years. Gives the claim that is settled, if one.
         """
-        claim_id = self.claims.pop(command_id, None)
+        settled = _settled(self.claims.pop(command_id, None), cost)
         flight = self.in_flight.pop(command_id, None)
         if flight is not None and has_failed and flight[2]:
             failed_ms = event_ms if event_ms <= flight[1] else self.clock_ms
@@ -195,12 +204,19 @@ class SubjectState:
             self.cooling_ms = {name: at for name, at in self.cooling_ms.items() if at > self.clock_ms}
             self.cooling_ms[done] = max(self.cooling_ms.get(done, 0), until)
         if cost is None:
-            return claim_id
+            return settled
         for allowed in self.allowed.values():
             for entry in allowed:
                 if isinstance(entry, list) and entry[3] == command_id:
                     entry[4] = cost
-        return claim_id
+        return settled
+
+
+def _settled(claim: str | None, cost: float | None) -> Settled | None:
+    if claim is None:
+        return None
+    claim_id = claim.removeprefix(_AS_RESERVED)
+    return Settled(claim_id, cost if claim_id == claim else None)
 
 
 def deed(action: type[ActionParameters], parameters: Mapping[str, object]) -> str:

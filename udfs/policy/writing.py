@@ -54,7 +54,8 @@ class Decided:
 class Ruling(NamedTuple):
     """What was decided of one action, and all that is recorded of why.
 
-    `lost_to`: the proposal that won instead. `approval`: as contracts/decision.py `Asked`; `override`: as `Overridden`; `replaced`: as `Proposed`.
+    `lost_to`: the proposal that won instead. `beside`: what the policies of the scope's candidate say, where they were
+    asked together with those that decide; `candidate`: what came of it, as contracts/decision.py. `approval`: as contracts/decision.py `Asked`; `override`: as `Overridden`; `replaced`: as `Proposed`.
     """
 
     verdict: Verdict
@@ -64,6 +65,7 @@ class Ruling(NamedTuple):
     parameters: Mapping[str, Scalar]
     counters: Mapping[str, int | float] = MappingProxyType({})
     judgement: Judgement | None = None
+    beside: Judgement | None = None
     candidate: dict[str, object] | None = None
     approval: Mapping[str, object] | None = None
     lost_to: str | None = None
