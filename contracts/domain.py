@@ -44,6 +44,12 @@ def columns(data: type[FactData] | type[SituationData] | type[ActionParameters])
     return {name: sql_type(field.annotation) for name, field in data.model_fields.items()}
 
 
+def things_named(action: type[ActionParameters]) -> dict[str, tuple[str, ...]]:
+    """Parameter -> the situation's fields one of whose values it must have; without those that name no such thing."""
+    marks = ((name, field.json_schema_extra) for name, field in action.model_fields.items())
+    return {name: tuple(mark["of_situation"]) for name, mark in marks if isinstance(mark, dict) and "of_situation" in mark}  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class DomainContract:
     """What a domain's events look like."""

@@ -70,8 +70,8 @@ class StateRefused(Terminal):
 class ReplyRefused(Terminal):
     """A language model's reply that may not become a proposal.
 
-    `code`: too_long, not_json, wrong_schema, undeclared_action, wrong_parameters or unknown_evidence. The
-    message may be told to the model; it holds nothing but what the model itself wrote, and the rule.
+    `code`: too_long, not_json, wrong_schema, undeclared_action, wrong_parameters, not_of_situation or
+    unknown_evidence. The message may be told to the model; it holds nothing but what the model itself wrote, and the rule.
     """
 
     def __init__(self, code: str, message: str) -> None:

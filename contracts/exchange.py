@@ -44,7 +44,8 @@ class Concluded(Data):
     """What came of asking an agent about a situation; recorded before anything else is written.
 
     proposed: the reply of the exchange `turn` became a proposal. fell_back: the rule agent `by` was asked
-    in its place. abstained: nobody proposes. `why` tells of the two latter what stood in the way.
+    in its place. abstained: nobody proposes. `why` tells what stood in the way of the agent's own model: of a proposal
+    too, where a cheaper model made it.
     """
 
     event_type: ClassVar[str] = "flyball.concluded"

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from contracts.data import PERSONAL, ActionParameters, FactData, Identifier, SituationData
+from contracts.data import PERSONAL, ActionParameters, FactData, Identifier, SituationData, of_situation
 
 Node = Annotated[Identifier, Field(description="a service, or what it calls, as the source names it")]
 # A metric is a name of its own and a statistic of it: latency Average, requests Sum, availability Average.
@@ -95,7 +95,7 @@ class IncidentSituation(SituationData):
     deviation: float | None = Field(description="how far off, in robust deviations of its past")
     suspect: str = Field(description="the likeliest cause; empty: nobody stands out")
     suspect_signs: str = Field(description="its metrics that are far off, the farthest first, by space; empty: none")
-    deploy_id: str | None = Field(description="the suspect's last deploy before the symptom; null: none within the window")
+    deploy_id: str | None = Field(description="the suspect's last deploy before the symptom; empty: none is known (null: an older event)")
     deployed_by: str | None = Field(json_schema_extra=PERSONAL)
     minutes_since_deploy: float | None
     is_frozen: bool
@@ -139,13 +139,18 @@ class RemedyFailed(IncidentSituation):
 SITUATIONS = (SymptomFound, MetricAbsent, DeployDegraded, RemedyVerified, RemedyFailed)
 
 
+_NODES = of_situation("node", "suspect", "suspects")
+# What is acted on: where the symptom shows, or who may have caused it. No other node, whatever a text says.
+OwnNode = Annotated[Node, Field(json_schema_extra=_NODES)]
+
+
 class TriageIncident(ActionParameters):
     """Say how bad it is and what is suspected. Changes nothing."""
 
     action: ClassVar[str] = "triage_incident"
 
     severity: Literal["low", "medium", "high", "critical"]
-    suspected_cause: str = Field(max_length=256)
+    suspected_cause: str = Field(max_length=256, json_schema_extra=_NODES, description="a node; empty where nobody is suspected")
 
 
 class RestartService(ActionParameters):
@@ -154,7 +159,7 @@ class RestartService(ActionParameters):
     action: ClassVar[str] = "restart_service"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
+    node: OwnNode
     instances: int = Field(ge=1, le=100)
 
 
@@ -164,8 +169,8 @@ class RollBack(ActionParameters):
     action: ClassVar[str] = "roll_back"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
-    deploy_id: Identifier
+    node: OwnNode
+    deploy_id: Identifier = Field(json_schema_extra=of_situation("deploy_id"))
 
 
 class ScaleOut(ActionParameters):
@@ -174,7 +179,7 @@ class ScaleOut(ActionParameters):
     action: ClassVar[str] = "scale_out"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
+    node: OwnNode
     instances: int = Field(ge=1, le=100)
 
 
@@ -184,7 +189,7 @@ class ShiftTraffic(ActionParameters):
     action: ClassVar[str] = "shift_traffic"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
+    node: OwnNode
 
 
 class OpenCircuit(ActionParameters):
@@ -193,7 +198,7 @@ class OpenCircuit(ActionParameters):
     action: ClassVar[str] = "open_circuit"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
+    node: OwnNode
 
 
 class PagePerson(ActionParameters):
@@ -202,7 +207,7 @@ class PagePerson(ActionParameters):
     action: ClassVar[str] = "page_person"
     resource: ClassVar[str | None] = "node"
 
-    node: Node
+    node: OwnNode
     reason: str = Field(max_length=500)
 
 
@@ -212,7 +217,7 @@ class CloseIncident(ActionParameters):
     action: ClassVar[str] = "close_incident"
     resource: ClassVar[str | None] = "incident_id"
 
-    incident_id: str = Field(max_length=256)
+    incident_id: str = Field(max_length=256, json_schema_extra=of_situation("incident_id"))
 
 
 ACTIONS = (

@@ -6,7 +6,7 @@ the one currency the log is kept in. Resources are people (a name or a number) a
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,13 +36,28 @@ class ActivityRecorded(FactData):
 FACTS = (ActivityRecorded,)
 
 
+def _with_handlers(data: dict[str, Any]) -> dict[str, Any]:
+    """Older events tell who handled the case first and last, and nobody in between."""
+    told = (data.get("first_handled_by"), data.get("handled_by"))
+    return {**data, "handled_by_all": "\n".join(dict.fromkeys(name for name in told if name)) or None}
+
+
 class CaseSituation(SituationData):
-    """What every situation about a case tells: its standing when the row was read, that row included."""
+    """What every situation about a case tells: its standing when the row was read, that row included.
+
+    Since version 2 (of OfferAccepted 3) there is `handled_by_all`.
+    """
+
+    schema_version: ClassVar[int] = 2
+    upcasts: ClassVar[tuple[Upcast, ...]] = (_with_handlers,)
 
     amount: float = Field(description="requested, the last one told")
     rating: Rating
     first_handled_by: str | None = Field(default=None, description="who worked on it first; null: nobody yet")
     handled_by: str | None = Field(default=None, description="who worked on it last; null: nobody yet")
+    handled_by_all: str | None = Field(
+        default=None, description="everybody who worked on it, each once, one a line; null: nobody yet"
+    )
     touches: int = Field(ge=0, description="activities somebody began or completed")
     hand_overs: int = Field(ge=0, description="how often another person went on with the case")
     hours_so_far: float = Field(description="event time since the case's first fact")
@@ -87,8 +102,8 @@ class OfferAccepted(CaseSituation):
     """The customer took an offer, whatever analysis and fraud check say or said of the case. Lane: log order."""
 
     event_type: ClassVar[str] = "loans.offer_accepted"
-    schema_version: ClassVar[int] = 2  # since then there is `is_fraud_confirmed`
-    upcasts: ClassVar[tuple[Upcast, ...]] = (unchanged,)
+    schema_version: ClassVar[int] = 3  # since 2 there is `is_fraud_confirmed`
+    upcasts: ClassVar[tuple[Upcast, ...]] = (unchanged, _with_handlers)
 
     offered_amount: float = Field(description="the last offer's; the requested one where the log tells none")
     is_fraud_confirmed: bool | None = Field(default=None, description="null: version 1 did not tell")

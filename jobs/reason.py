@@ -70,7 +70,7 @@ def build(
     control = records(t_env, "control_source").broadcast(CONTROL_STATE)
     operator = Reason(
         settings.domain, agents, settings.bootstrap_servers, ready_at,
-        max(1, settings.reason_in_flight // settings.parallelism), settings.models_url,
+        max(1, settings.reason_in_flight // settings.parallelism), settings.models_url, settings.model,
     )  # fmt: skip
     proposals = (
         routed.key_by(lambda record: record[0])

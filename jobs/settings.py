@@ -44,6 +44,7 @@ class Settings(BaseModel):
     models_url: str = Field(
         default="", description="base URL of the OpenAI-compatible server; empty: OPENAI_BASE_URL where `reason` runs"
     )
+    model: str = Field(default="", max_length=200, description="asked in place of those that agents name; empty: those")
     reason_in_flight: int = Field(default=500, ge=1, le=10_000, description="calls of models at once, all agents")
     remember_s: int = Field(
         default=90 * 86_400, ge=60, description="event time for which proposal ids are remembered"

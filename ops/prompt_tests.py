@@ -195,12 +195,14 @@ def live(contract: DomainContract) -> Ask:
 
     async def ask(agent: LlmAgent, prompt: Prompt, situation: Situation) -> str:
         options: dict[str, Any] = {"response_format": response_format(agent, contract)} if agent.is_structured else {}
+        options |= {agent.token_limit_field: agent.max_tokens}
+        if agent.temperature is not None:
+            options["temperature"] = agent.temperature
         async with client() as connected:
             patient = connected.with_options(max_retries=agent.attempts - 1, timeout=agent.attempt_timeout_s)
             answer = await patient.chat.completions.create(
                 model=agent.model,
                 messages=messages(prompt, agent, situation, contract, ()),  # type: ignore[arg-type]
-                max_completion_tokens=agent.max_tokens,
                 **options,
             )
         message = answer.choices[0].message if answer.choices else None

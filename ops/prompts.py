@@ -15,7 +15,7 @@ from contracts.errors import SetupFailed
 from contracts.prompt import Prompt
 from jobs.settings import ROOT, load_settings
 from ops import versions
-from udfs.agents.definition import LlmAgent, load_agents
+from udfs.agents.definition import LlmAgent, asking, load_agents
 from udfs.reason.prompt import read_prompt_file
 
 
@@ -37,9 +37,10 @@ def prompt_files(domain: str) -> list[Path]:
 
 
 def llm_agents(domain: str) -> list[LlmAgent]:
-    """The agents in force (FLYBALL_AGENTS or conf/<domain>/agents.yaml) that ask a language model."""
-    agents = load_agents(load_settings(domain).agents_file, load_domain(domain))
-    return [agent for agent in agents if isinstance(agent, LlmAgent)]
+    """The agents in force (FLYBALL_AGENTS or conf/<domain>/agents.yaml) that ask a language model, and which (FLYBALL_MODEL)."""
+    settings = load_settings(domain)
+    agents = load_agents(settings.agents_file, load_domain(domain))
+    return [asking(agent, settings.model) for agent in agents if isinstance(agent, LlmAgent)]
 
 
 def check_files(files: Sequence[Path], agents: Sequence[LlmAgent] = ()) -> list[Prompt]:

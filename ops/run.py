@@ -424,7 +424,7 @@ def _show_summary(report: dict[str, Any], console: Console) -> None:
     table.add_row("facts", str(report["facts"]), f"{report['duplicates']} repeated")
     table.add_row("situations", str(report["situations"]), "")
     asked = report["language_models"]
-    by_models = f"{asked['answered']} by a language model, {asked['fell_back']} by somebody in its place"
+    by_models = f"{asked['answered']} by a language model, {asked['fell_back']} by a cheaper one or a rule in its place"
     table.add_row("proposals", str(report["proposals"]), by_models if any(asked.values()) else "")
     table.add_row("decisions", str(sum(decisions[v] for v in ("allow", "deny", "hold"))), reasons)
     table.add_row("commands", str(report["commands"]), actions)

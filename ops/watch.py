@@ -235,10 +235,10 @@ class Watch(threading.Thread):
             seen.first_decision_at = time.monotonic()
         seen.verdicts[verdict] += 1
         seen.reasons[_text(data, "reason")] += 1
-        if data.get("reasoned"):
-            seen.reasoned.add(_text(event, "causationid"))
-        if data.get("fallback"):
+        if data.get("fallback"):  # also by a cheaper model
             seen.fell_back.add(_text(event, "causationid"))
+        elif data.get("reasoned"):
+            seen.reasoned.add(_text(event, "causationid"))
         seen.last_decision_ms = record.appended_ms
         seen.latest.append(event)
         latency = self._latency_ms(record, event)

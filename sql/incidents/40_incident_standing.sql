@@ -130,7 +130,7 @@ SELECT
     TRY_CAST(SPLIT_INDEX(last_shown, CHR(9), 4) AS DOUBLE) AS deviation,
     suspect,
     COALESCE(last_signs, '') AS suspect_signs,
-    SPLIT_INDEX(deploy, CHR(9), 2) AS deploy_id,
+    COALESCE(SPLIT_INDEX(deploy, CHR(9), 2), '') AS deploy_id,
     NULLIF(SPLIT_INDEX(deploy, CHR(9), 4), '') AS deployed_by,
     CAST(event_ms - TRY_CAST(SPLIT_INDEX(deploy, CHR(9), 0) AS BIGINT) AS DOUBLE) / 6E4 AS minutes_since_deploy,
     COALESCE(event_ms < frozen_until_ms, FALSE) AS is_frozen,

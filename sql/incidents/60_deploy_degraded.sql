@@ -26,7 +26,7 @@ SELECT
     TRY_CAST(SPLIT_INDEX(degraded, CHR(9), 4) AS DOUBLE) AS deviation,
     deployed_node AS suspect,
     SPLIT_INDEX(degraded, CHR(9), 2) AS suspect_signs,
-    SPLIT_INDEX(latest_deploy, CHR(9), 2) AS deploy_id,
+    COALESCE(SPLIT_INDEX(latest_deploy, CHR(9), 2), '') AS deploy_id,
     NULLIF(SPLIT_INDEX(latest_deploy, CHR(9), 4), '') AS deployed_by,
     CAST(event_ms - TRY_CAST(SPLIT_INDEX(latest_deploy, CHR(9), 0) AS BIGINT) AS DOUBLE) / 6E4 AS minutes_since_deploy,
     is_frozen,

@@ -38,7 +38,7 @@ SELECT
     CAST(NULL AS DOUBLE) AS deviation,
     node AS suspect,
     '' AS suspect_signs,
-    CAST(NULL AS STRING) AS deploy_id,
+    '' AS deploy_id,
     CAST(NULL AS STRING) AS deployed_by,
     CAST(NULL AS DOUBLE) AS minutes_since_deploy,
     FALSE AS is_frozen,

@@ -2,12 +2,14 @@
 -- Grain: one row a fact of the log or outcome of our own commands, in the order of arrival within its case.
 -- Lane: log order, key: case. Event time: event_ms, carried and not ordered by; a late fact counts where it arrives.
 -- Both kinds come from the one view `facts`, so that a case's log and our outcomes keep their order.
--- State: running counts and last values a case, for ever; no row store.
+-- State: running counts, last values and the names of who worked on it a case, for ever; no row store.
 -- Consumer: case_standing.
 --
 -- Read as the log means it: activity and lifecycle in upper case, no lifecycle is COMPLETE. Somebody worked on a
 -- case where a resource stands on anything but a SCHEDULE. The amount of an O_ row is the offer's, of any other
--- the request's; what a row leaves out stays as it was. A rating is told in the analysis's detail ("rating B: ...").
+-- the request's; what a row leaves out stays as it was. handled_by_all: each who worked on it once, one a line, since
+-- no name holds a line break (contracts/data.py, Identifier); all of them, however many: who is left out may approve.
+-- A rating is told in the analysis's detail ("rating B: ...").
 CREATE VIEW case_history AS
 WITH case_facts AS (
     SELECT
@@ -72,6 +74,7 @@ SELECT
     COUNT(worked_by) OVER log_order AS touches,
     FIRST_VALUE(worked_by) OVER log_order AS first_handled_by,
     LAST_VALUE(worked_by) OVER log_order AS handled_by,
+    LISTAGG(DISTINCT worked_by, U&'\000A') OVER log_order AS handled_by_all,
     LAST_VALUE(requested) OVER log_order AS amount,
     LAST_VALUE(offered) OVER log_order AS offered_amount,
     LAST_VALUE(told_rating) OVER log_order AS rating

@@ -58,6 +58,7 @@ SELECT
     COALESCE(rating, '') AS rating,
     first_handled_by,
     handled_by,
+    handled_by_all,
     touches,
     hand_overs,
     CAST(event_ms - first_ms AS DOUBLE) / 3.6E6 AS hours_so_far,

@@ -13,6 +13,7 @@ SELECT
     rating,
     first_handled_by,
     handled_by,
+    handled_by_all,
     touches,
     hand_overs,
     hours_so_far,

@@ -246,6 +246,15 @@ def test_large_loans_wait_for_people_and_small_ones_do_not(loans: Loop) -> None:
     assert not {e["data"]["decision_id"] for e in loans.events("commands")} & set(asked)
 
 
+def approved(loop: Loop, request: approvals.Request, person: str) -> dict[str, Any]:
+    """What came of it when `person` approved."""
+    signer = approvals.Signer.of(loop.home, "loans", person, None)
+    (entry,) = approvals.answer(
+        loop.bootstrap, "loans", request, signer, "approve", reason="seen", now_ms=int(time.time() * 1000)
+    )
+    return entry
+
+
 def test_nobody_approves_a_case_they_handled_and_somebody_else_may(loans: Loop) -> None:
     """The end of one chain: received, analysed, held, approved by a person, done."""
     people = {"ada", "grace", "edsger", "barbara"}
@@ -256,25 +265,44 @@ def test_nobody_approves_a_case_they_handled_and_somebody_else_may(loans: Loop) 
         if each.ended is None and each.requires[0]["approvers"] == 1
         and (handlers := people & set(each.requires[0]["not_by"]))
     )  # fmt: skip
-
-    def approve(person: str) -> dict[str, Any]:
-        signer = approvals.Signer.of(loans.home, "loans", person, None)
-        (entry,) = approvals.answer(
-            loans.bootstrap, "loans", request, signer, "approve", reason="seen", now_ms=int(time.time() * 1000)
-        )
-        return entry
-
-    refused = approve(handler)
+    refused = approved(loans, request, handler)
     assert told(refused, "what") == ("refused",)
     assert f"{handler} handled it" in refused["data"]["explanation"]
-    approved = approve(other)
-    assert told(approved, "verdict", "reason") == ("allow", "approved_by_people")
-    case = approved["subject"]
+    allowed = approved(loans, request, other)
+    assert told(allowed, "verdict", "reason") == ("allow", "approved_by_people")
+    case = allowed["subject"]
     (outcome,) = loans.wait_for(
         "the outcome", lambda: loans.events("outcomes", case, action="approve_application")
     )
     assert outcome["data"]["status"] == "succeeded"
     assert outcome["correlationid"] == request.event["correlationid"]
+
+
+def test_nobody_approves_a_case_they_handled_in_between(loans: Loop) -> None:
+    """Neither first nor last, more than once, or beside a name that looks like several; who was only planned may."""
+    loans.emit(
+        row("between-1", "2025-04-01 09:00:00", "A_SUBMITTED", "COMPLETE", "ada", "20000"),
+        row("between-1", "2025-04-01 09:10:00", "W_validate", "START", "grace"),
+        row("between-1", "2025-04-01 09:20:00", "W_validate", "SCHEDULE", "barbara"),
+        row("between-1", "2025-04-01 09:30:00", "W_validate", "START", "grace, barbara"),
+        row("between-1", "2025-04-01 09:40:00", "W_validate", "COMPLETE", "grace"),
+        row("between-1", "2025-04-01 09:50:00", "W_validate", "COMPLETE", "edsger"),
+        row("between-1", "2025-04-01 10:00:00", "O_ACCEPTED"),
+    )
+    (accepted,) = loans.wait_for("the acceptance", lambda: loans.situations("offer_accepted", "between-1"))
+    names = ("first_handled_by", "handled_by", "handled_by_all")
+    assert told(accepted, *names) == ("ada", "edsger", "ada\ngrace\ngrace, barbara\nedsger")
+    (received,) = loans.wait_for("the reception", lambda: loans.situations("application_received", "between-1"))
+    assert told(received, *names) == ("ada", "ada", "ada")
+    (held,) = loans.wait_for(
+        "the decision", lambda: loans.events("decisions", "between-1", situation_type="loans.offer_accepted")
+    )
+    request = approvals.requests(loans.bootstrap, "loans")[held["id"]]
+    assert request.requires[0]["not_by"] == ["ada", "edsger", "grace", "grace, barbara"]
+    for person in ("ada", "grace", "edsger"):
+        refused = approved(loans, request, person)
+        assert told(refused, "what", "explanation") == ("refused", f"{person} handled it and may not approve it")
+    assert told(approved(loans, request, "barbara"), "verdict", "reason") == ("allow", "approved_by_people")
 
 
 def test_an_untidy_log_is_read_as_it_is_meant(loans: Loop) -> None:

@@ -109,6 +109,7 @@ def test_a_fault_is_found_with_its_cause_first_and_told_once(incidents: Loop) ->
     assert data["evidence"][0] == ids[list(USUAL).index("db")] and set(data["evidence"]) <= set(ids)
     assert data["incident_id"] == found["causationid"] == ids[-1]
     assert (data["remedies_tried"], data["last_remedy"], data["alert_text"], data["is_frozen"]) == (0, "", "", False)
+    assert data["deploy_id"] == "" and "minutes_since_deploy" not in data
 
 
 def test_a_sample_that_nobody_closes_is_judged_when_the_next_one_begins(incidents: Loop) -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import orjson
 import pytest
 from onnx import TensorProto, helper
+from pyflink.common import Row
 
 from contracts.domain import load_domain
 from contracts.envelope import derive_id
 from contracts.errors import BadInput, ModelRefused, SetupFailed
 from contracts.model import ModelAlias
 from contracts.proposal import Proposal
+from tests.unit.test_govern_shell import Runtime
 from udfs.agents.core import Agents, Situation
 from udfs.agents.definition import fill, load_agents
+from udfs.agents.flink import Propose
 from udfs.agents.onnx_model import LoadedModel, load_model
 
 CONTRACT = load_domain("machines")
@@ -136,6 +139,28 @@ def test_every_agent_speaks_in_the_order_of_the_file_when_several_do(tmp_path: P
     found = proposals(agents_of(tmp_path, RULE + MODEL), models, jump=0.75)
     assert [event["data"]["agent"] for event in found] == ["heat-rule", "health-model"]
     assert len({event["id"] for event in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("features", "tier"),
+    [
+        ({"deviation": 2.5, "jump": 0.0}, "rule"),
+        ({"deviation": 2.5, "jump": 0.75}, "rule"),
+        ({"deviation": 0.0, "jump": 0.75}, "model"),
+        ({"deviation": 0.0, "jump": 0.0}, "nobody"),
+        ({"deviation": None, "jump": None}, "nobody"),
+    ],
+)
+def test_a_situation_is_counted_for_the_first_tier_that_answers(tmp_path: Path, features: dict[str, object], tier: str) -> None:
+    (tmp_path / "agents.yaml").write_text(f"agents:{MODEL + RULE}")
+    propose, runtime = Propose("machines", str(tmp_path / "agents.yaml"), 0), Runtime()
+    runtime.items = list  # type: ignore[attr-defined]
+    propose.open(runtime)  # type: ignore[arg-type]
+    propose._models(runtime)["machine-health"] = load_model(an_alias())
+    for value in (record(**features), record(**features), b"{"):
+        list(propose.process_element(Row(b"m-1", value, "machines.situations", 0, 3), runtime))
+    expected = {f"answered_by_{each}": 2 if each == tier else 0 for each in ("rule", "model", "nobody")}
+    assert {name: counter.count for name, counter in runtime.counters.items()} == expected
 
 
 def test_the_same_bytes_come_out_when_a_situation_is_answered_twice(tmp_path: Path) -> None:

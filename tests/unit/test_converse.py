@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -81,11 +82,12 @@ def rule(**answer: Any) -> Rule:
 
 def ask(
     server: ModelServer, kept: Kept, *, within_s: float = 20, home: str = "", situation: Situation = SITUATION,
-    key: str = "k", **changes: Any,
+    key: str = "k", tokens: float = math.inf, cost: float = math.inf, **changes: Any,
 ) -> Result:  # fmt: skip
     question = Question(
-        "call-1", agent(**changes), PROMPT, situation, 0, "m", (2.0, 10.0), int((time.time() + within_s) * 1000), home=home
-    )
+        "call-1", agent(**changes), PROMPT, situation, 0, "m", (2.0, 10.0), int((time.time() + within_s) * 1000), home=home,
+        tokens=tokens, cost=cost,
+    )  # fmt: skip
 
     async def talk() -> Result:
         async with client(server.base_url).with_options(api_key=key) as asked:
@@ -290,13 +292,15 @@ def test_a_trace_that_a_fact_began_goes_on() -> None:
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Answers every question with the server's `answer`: content type and bytes."""
+    """Answers every question with the server's `answer`: content type and bytes. Keeps what was `heard`: headers and body."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = orjson.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.heard.append((dict(self.headers), asked))  # type: ignore[attr-defined]
         kind, body = self.server.answer  # type: ignore[attr-defined]
         self.server.asked = self.server.asked + 1  # type: ignore[attr-defined]
-        self.send_response(200 if kind != "redirect" else 307)
+        is_refused = any(name in asked for name in self.server.refuses)  # type: ignore[attr-defined]
+        self.send_response(400 if is_refused else 307 if kind == "redirect" else 200)
         if kind == "redirect":
             self.send_header("Location", body.decode())
         if kind == "gzip":
@@ -314,9 +318,10 @@ class Hostile(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(body: bytes, kind: str = "application/json") -> Iterator[Any]:
+def answering(body: bytes, kind: str = "application/json", *, refuses: Sequence[str] = ()) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     server.answer, server.asked, server.was_left = (kind, body), 0, False  # type: ignore[attr-defined]
+    server.heard, server.refuses = [], refuses  # type: ignore[attr-defined]
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -352,17 +357,159 @@ NO_COMPLETION = {
 
 
 @pytest.mark.parametrize("name", NO_COMPLETION)
-def test_an_answer_that_is_no_completion_is_a_failed_call(name: str) -> None:
+def test_an_answer_that_is_no_completion_is_recorded_as_it_came_and_asked_for_again(name: str) -> None:
+    kept = Kept()
     with answering(NO_COMPLETION[name]) as server:
-        result = ask(server, Kept())
-    assert (result.reply, result.why) == (None, "failed")
+        result = ask(server, kept)
+    assert (result.reply, result.why, result.taken.malformed, server.asked) == (None, "failed", 2, 2)
     assert result.explanation.startswith("m: no completion came")
-    assert result.taken.tokens_out == agent().max_tokens  # it may be billed
+    assert [r.exchange.reply for r in kept.recorded.values()] == [NO_COMPLETION[name].decode()[:100_000]] * 2
+    assert result.last == kept.recorded["call-1", 1], "for the dead letter"
+    assert result.taken.tokens_out == 2 * agent().max_tokens, "it may be billed"
+    assert server.heard[0][1] == server.heard[1][1], "nothing was said that could be answered"
 
 
-def test_a_page_in_place_of_a_completion_is_a_failed_call() -> None:
-    with answering(b"<html>login</html>", "text/html") as server:
-        assert ask(server, Kept()).why == "failed"
+def test_a_page_in_place_of_a_completion_is_kept_whatever_its_bytes() -> None:
+    with answering(b"<html>caf\xe9</html>", "text/html") as server:
+        result = ask(server, Kept(), asks=1)
+    assert result.why == "failed"
+    assert result.last is not None
+    assert result.last.exchange.reply == "<html>caf\ufffd</html>"
+
+
+def test_no_proposal_comes_of_an_answer_that_is_no_completion_though_its_words_would_fit() -> None:
+    reply = {"action": "schedule_maintenance", "parameters": {"priority": "urgent"}, "confidence": 1, "reason": "r", "evidence": []}
+    kept = Kept()
+    with answering(orjson.dumps(reply)) as server:
+        assert ask(server, kept).reply is None
+        assert ask(server, Kept(list(kept.recorded.values()))).reply is None
+        assert server.asked == 2, "the recorded ones are not asked for again"
+
+
+def test_no_look_up_is_made_for_an_answer_that_is_no_completion() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    call = {"id": "c", "type": "function", "function": {"name": "done", "arguments": "{}"}}
+    with answering(orjson.dumps({"tool_calls": [call]})) as server:
+        ask(server, kept, tools=[tool])
+    assert [kind for _, kind, _ in kept.kinds] == ["model", "model"]
+
+
+BAD = {"action": "schedule_maintenance", "parameters": {"priority": "whenever"}}
+
+
+def test_a_conversation_takes_no_more_tokens_than_are_left() -> None:
+    with running(Behaviour(latency_ms=0), [rule(reply=BAD)]) as server:
+        result = ask(server, Kept(), asks=5, max_tokens=100, tokens=1500)
+        told = server.stats()
+    assert (result.why, result.reply) == ("budget", None)
+    assert 1 < told["requests"] < 5
+    assert told["tokens_in"] + told["tokens_out"] <= 1500
+    assert "of 1500 tokens that were left are taken" in result.explanation
+    assert "wrong_parameters" in result.explanation, "it says too what was wrong with the last reply"
+    assert result.last is not None
+
+
+def test_a_conversation_costs_no_more_than_is_left() -> None:
+    with running(Behaviour(latency_ms=0), [rule(reply=BAD)]) as server:
+        result = ask(server, Kept(), asks=5, max_tokens=100, cost=0.005)
+    assert result.why == "budget"
+    assert 0 < result.taken.cost <= 0.005
+    assert "of 0.005 cost that was left is taken" in result.explanation
+
+
+def test_a_time_out_is_not_tried_again_when_it_may_have_taken_what_was_left() -> None:
+    with running(Behaviour(latency_ms=0, hang_rate=1)) as server:
+        result = ask(server, Kept(), attempts=5, attempt_timeout_s=0.5, tokens=1200)
+        assert server.stats()["requests"] == 1
+    assert (result.why, result.taken.retries) == ("budget", 0)
+
+
+def test_nothing_is_looked_up_when_the_model_could_not_be_told() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(tool={"name": "done", "arguments": {}}), rule(reply=GOOD)]) as server:
+        result = ask(server, kept, tools=[tool], tokens=700)
+    assert result.why == "budget"
+    assert [kind for _, kind, _ in kept.kinds] == ["model"]
+
+
+def test_what_was_paid_before_a_restart_is_used_whatever_is_left() -> None:
+    tool = {"kind": "sql", "name": "done", "description": "d", "database": "ledger/none.sqlite", "query": "SELECT 1"}
+    kept = Kept()
+    with running(Behaviour(latency_ms=0), [rule(tool={"name": "done", "arguments": {}}), rule(reply=GOOD)]) as server:
+        first = ask(server, kept, tools=[tool])
+        again = ask(server, Kept(list(kept.recorded.values())), tools=[tool], tokens=0)
+    assert first.reply is not None and first.reply == again.reply
+
+
+def test_an_exchange_tells_how_often_it_was_tried_again() -> None:
+    kept = Kept()
+    behaviour = Behaviour(latency_ms=0, rate_limit_rate=0.6, retry_after_s=0, seed=5)
+    with running(behaviour, [rule(reply=GOOD)]) as server:
+        result = ask(server, kept, attempts=10)
+        retries = server.stats()["requests"] - 1
+        assert retries > 0, "the test needs a seed that refuses the first"
+        again = ask(server, Kept(list(kept.recorded.values())))
+    assert kept.recorded["call-1", 0].exchange.retries == result.taken.retries == again.taken.retries == retries
+
+
+def test_the_trace_of_the_fact_goes_on_at_the_server() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with answering(completion({"role": "assistant", "content": "no"})) as server:
+        ask(server, Kept(), situation=replace(SITUATION, traceparent=given), asks=2)
+    assert [headers["traceparent"] for headers, _ in server.heard] == [child_of(given, "call-1/0"), child_of(given, "call-1/1")]
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({}, {"max_completion_tokens": 500, "temperature": 0}),
+    ({"token_limit_field": "max_tokens", "temperature": None}, {"max_tokens": 500}),
+    ({"temperature": 0.7}, {"max_completion_tokens": 500, "temperature": 0.7}),
+])  # fmt: skip
+def test_a_server_is_told_temperature_and_limit_as_it_takes_them(settings: dict[str, Any], said: dict[str, Any]) -> None:
+    with answering(completion({"role": "assistant", "content": "no"})) as server:
+        ask(server, Kept(), asks=1, **settings)
+    _, body = server.heard[0]
+    assert {name: body[name] for name in ("max_completion_tokens", "max_tokens", "temperature") if name in body} == said
+
+
+FENCED = """```json
+{"action": "schedule_maintenance", "parameters": {"priority": "urgent"}, "confidence": 1, "reason": "r", "evidence": []}
+```"""
+
+
+def test_a_server_that_takes_no_response_format_is_asked_without_it_and_told_the_schema() -> None:
+    kept = Kept()
+    with answering(completion({"role": "assistant", "content": FENCED}), refuses=["response_format"]) as server:
+        result = ask(server, kept, attempts=2)
+        again = ask(server, Kept(list(kept.recorded.values())))
+    assert result.reply is not None and result.reply == again.reply
+    (_, first), (_, second) = server.heard
+    assert "response_format" in first and "Reply schema: " not in first["messages"][0]["content"]
+    assert "response_format" not in second and "Reply schema: " in second["messages"][0]["content"]
+    exchange = kept.recorded["call-1", 0].exchange
+    assert (orjson.loads(exchange.request), exchange.retries) == (second["messages"], 1)
+
+
+def test_it_is_not_asked_with_it_again_in_the_same_conversation() -> None:
+    with answering(completion({"role": "assistant", "content": "no"}), refuses=["response_format"]) as server:
+        assert ask(server, Kept(), asks=2).why == "malformed"
+    assert ["response_format" in body for _, body in server.heard] == [True, False, False]
+
+
+def test_a_server_that_refuses_all_is_asked_once_more_and_no_more_often_than_attempts_allow() -> None:
+    with answering(b"{}", refuses=["messages"]) as server:
+        assert ask(server, Kept(), attempts=3).explanation == "m: HTTP 400"
+        assert server.asked == 2
+        assert ask(server, Kept(), attempts=1).explanation == "m: HTTP 400"
+        assert server.asked == 3
+
+
+def test_a_server_that_takes_no_schemas_is_told_the_schema_in_the_prompt() -> None:
+    with answering(completion({"role": "assistant", "content": FENCED})) as server:
+        assert ask(server, Kept(), is_structured=False).reply is not None
+    ((_, body),) = server.heard
+    assert "response_format" not in body and "Reply schema: " in body["messages"][0]["content"]
 
 
 def test_a_question_goes_nowhere_else_when_the_server_redirects_it() -> None:

@@ -62,16 +62,57 @@ def test_nothing_starts_without_room_in_the_operator() -> None:
     assert started(orders(desk, room=1)) == [("a", "large")]
 
 
-def test_a_call_that_waited_past_its_deadline_falls_back_and_says_so() -> None:
+def test_what_waits_is_not_given_up_however_long_it_waits_for_its_turn() -> None:
     desk = Desk(agent(concurrency=1, fallback=[{"agent": "rule"}]))
     list(desk.take(call("a")))
     list(desk.take(call("b")))
     assert started(orders(desk)) == [("a", "large")]
-    assert orders(desk, T0 + 9_999) == []
+    assert orders(desk, T0 + 3_600_000) == []
+    desk.ended(desk.calls["a"], T0 + 3_600_000, None)
+    (order,) = orders(desk, T0 + 3_600_000)
+    assert isinstance(order, Start)
+    assert (order.call.call_id, order.until_ms) == ("b", T0 + 3_610_000), "its deadline begins when it does"
+
+
+def test_all_models_of_a_call_together_have_its_deadline() -> None:
+    desk = Desk(agent(fallback=[{"model": "small"}]))
+    list(desk.take(call("a")))
+    orders(desk)
+    fail(desk, "a", at_ms=T0 + 9_000)
+    (order,) = orders(desk, T0 + 9_000)
+    assert isinstance(order, Start)
+    assert (order.model, order.until_ms) == ("small", T0 + 10_000)
+
+
+def test_a_call_past_its_deadline_asks_no_cheaper_model_and_says_so() -> None:
+    desk = Desk(agent(fallback=[{"model": "small"}, {"agent": "rule"}]))
+    list(desk.take(call("a")))
+    orders(desk)
+    fail(desk, "a", "deadline", at_ms=T0 + 10_000)
     (order,) = orders(desk, T0 + 10_000)
     assert isinstance(order, Conclude)
-    assert (order.call.call_id, order.agent, order.why) == ("b", "rule", "deadline")
-    assert "no turn within 10 s" in order.explanation
+    assert (order.agent, order.why) == ("rule", "deadline")
+    assert "deadline: the 10 s since it was first asked leave no time" in order.explanation
+
+
+def test_what_was_begun_goes_before_what_waits_since_its_deadline_runs() -> None:
+    desk = Desk(agent(concurrency=1, fallback=[{"model": "small"}]))
+    list(desk.take(call("begun", at_ms=T0 + 1)))
+    orders(desk, T0 + 1)
+    list(desk.take(call("older", at_ms=T0)))
+    fail(desk, "begun", at_ms=T0 + 2)
+    assert started(orders(desk, T0 + 2)) == [("begun", "small")]
+
+
+def test_a_call_lost_in_flight_has_only_what_is_left_of_its_deadline() -> None:
+    desk = Desk(agent())
+    list(desk.take(call("a")))
+    orders(desk)
+    kept = [c.to_dict() for c in desk.calls.values()]
+    (order,) = orders(Desk(desk.agent, desk.to_dict(), kept), T0 + 4_000)
+    assert isinstance(order, Start)
+    assert order.until_ms == T0 + 10_000
+    assert concluded(orders(Desk(desk.agent, desk.to_dict(), kept), T0 + 10_000)) == [("a", None, "deadline")]
 
 
 def test_tokens_of_the_last_minute_bound_what_is_asked_and_are_corrected_by_what_was_taken() -> None:
@@ -167,6 +208,63 @@ def test_what_waits_past_its_expirytime_is_dropped_by_a_newer_situation_of_its_s
     assert set(desk.calls) == {"asked", "of another", "newer"}
 
 
+def test_what_waits_past_its_expirytime_by_another_subjects_clock_is_dropped_and_never_asked() -> None:
+    desk = Desk(agent(concurrency=1))
+    list(desk.take(call("asked", event_ms=10)))
+    list(desk.take(call("once", subject="t", event_ms=10, expiry_ms=50)))
+    list(desk.take(call("lasting", subject="u", event_ms=10)))
+    assert started(orders(desk)) == [("asked", "large")]
+    list(desk.take(call("in time", subject="v", event_ms=50)))
+    assert orders(desk) == []
+    list(desk.take(call("newest", subject="w", event_ms=51)))
+
+    assert concluded(orders(desk)) == [("once", None, "expired")], "though nothing can start"
+    assert set(desk.calls) == {"asked", "lasting", "in time", "newest"}
+
+
+def test_what_expired_while_it_was_asked_asks_no_other_model_and_falls_back_on_a_rule() -> None:
+    desk = Desk(agent(fallback=[{"model": "small"}, {"agent": "rule"}]))
+    list(desk.take(call("a", event_ms=10, expiry_ms=50)))
+    orders(desk)
+    list(desk.take(call("newest", subject="t", event_ms=51)))
+    assert started(orders(desk)) == [("newest", "large")]
+    fail(desk, "a")
+    (order,) = orders(desk)
+    assert isinstance(order, Conclude)
+    assert (order.agent, order.why) == ("rule", "failed")
+    assert order.explanation.endswith("expired: its expirytime passed before another model was asked")
+
+
+def test_a_subject_whose_clock_is_behind_has_as_long_as_the_others() -> None:
+    desk = Desk(agent(concurrency=1))
+    list(desk.take(call("ahead", event_ms=1_000)))
+    list(desk.take(call("behind", subject="t", event_ms=10, expiry_ms=50)))
+    orders(desk)
+    list(desk.take(call("soon", subject="u", event_ms=1_040)))
+    assert orders(desk) == []
+    list(desk.take(call("later", subject="u", event_ms=1_041)))
+    assert concluded(orders(desk)) == [("behind", None, "expired")]
+
+
+def test_what_was_answered_before_a_restart_does_not_expire() -> None:
+    desk = Desk(agent())
+    list(desk.take(call("answered", expiry_ms=50, is_answered=True)))
+    list(desk.take(call("newest", subject="t", event_ms=51)))
+    assert started(orders(desk)) == [("answered", "large"), ("newest", "large")]
+
+
+def test_a_call_is_told_what_it_may_take_of_what_is_left() -> None:
+    desk = Desk(agent(budget={"tokens_per_minute": 1500, "tokens_per_day": 2000, "cost_per_day": 1.0, "price_in": 1000.0}))
+    for name in ("a", "b"):  # each may take 200, and cost 0.1
+        list(desk.take(call(name)))
+    found = [(order.tokens, round(order.cost, 6)) for order in orders(desk) if isinstance(order, Start)]
+    assert found == [(1500.0, 1.0), (1300.0, 0.9)]
+    list(desk.take(call("c", at_ms=T0 + 60_000)))
+    (order,) = orders(desk, T0 + 60_000)
+    assert isinstance(order, Start)
+    assert order.tokens == 1500.0
+
+
 def test_without_a_prompt_nothing_is_asked() -> None:
     desk = Desk(agent(fallback=[{"agent": "rule"}]))
     list(desk.take(call("a")))
@@ -189,8 +287,8 @@ def test_after_a_restart_calls_wait_again_and_what_they_had_reserved_is_free() -
 
 def test_what_was_answered_before_a_restart_is_used_though_its_deadline_has_passed() -> None:
     desk = Desk(agent(concurrency=1, budget={"tokens_per_day": 1}))
-    list(desk.take(call("answered", is_answered=True, level=0)))
-    list(desk.take(call("not")))
+    list(desk.take(call("answered", is_answered=True, level=0, asked_at_ms=T0)))
+    list(desk.take(call("not", asked_at_ms=T0)))
     late_ms = T0 + 60_000
     found = orders(desk, late_ms)
     assert [(o.call.call_id, o.until_ms) for o in found if isinstance(o, Start)] == [("answered", late_ms + 10_000)]
@@ -241,17 +339,19 @@ def test_a_call_kept_by_an_older_version_is_read() -> None:
     assert started(orders(desk)) == [("a", "large")]
 
 
-def test_a_call_without_time_for_an_answer_is_not_begun() -> None:
+def test_a_model_that_would_have_no_time_for_an_answer_is_not_asked() -> None:
     """It would be paid for, cancelled, and count as a failure of a model that is well."""
-    desk = Desk(agent(concurrency=1))
-    list(desk.take(call("first")))
+    desk = Desk(agent(fallback=[{"model": "small"}]))
+    list(desk.take(call("first", level=1)))
     orders(desk)
     desk.ended(desk.calls["first"], T0 + 3_000, None)
     for name in ("late", "in time"):
-        list(desk.take(call(name, at_ms=T0 + (0 if name == "late" else 4_000))))
-    found = orders(desk, T0 + 7_500)
-    assert concluded(found) == [("late", None, "deadline")]
-    assert started(found) == [("in time", "large")]
+        list(desk.take(call(name)))
+    orders(desk)
+    fail(desk, "in time", at_ms=T0 + 6_000)
+    assert started(orders(desk, T0 + 6_000)) == [("in time", "small")]
+    fail(desk, "late", at_ms=T0 + 7_500)
+    assert concluded(orders(desk, T0 + 7_500)) == [("late", None, "failed")]
 
 
 def test_a_model_slower_than_half_the_deadline_is_still_asked() -> None:

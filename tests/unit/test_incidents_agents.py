@@ -23,7 +23,7 @@ MODELS = [agent for agent in DEFINED if isinstance(agent, LlmAgent)]
 REMEDIES = {"restart_service", "roll_back", "scale_out", "shift_traffic", "open_circuit"}
 STANDING: dict[str, Any] = {
     "incident_id": "i-1", "node": "storefront", "metric": "latency", "statistic": "Average", "value": 0.8,
-    "usual": 0.3, "deviation": 30.0, "suspect": "cart", "suspect_signs": "latency", "deploy_id": None,
+    "usual": 0.3, "deviation": 30.0, "suspect": "cart", "suspect_signs": "latency", "deploy_id": "",
     "deployed_by": None, "minutes_since_deploy": None, "is_frozen": False, "remedies_tried": 0, "last_remedy": "",
     "alert_text": "",
 }  # fmt: skip

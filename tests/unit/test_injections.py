@@ -26,7 +26,7 @@ CASES: dict[str, list[dict[str, Any]]] = YAML(typ="safe").load(FILE.read_text(en
 TEXTS = {case["name"]: case for case in CASES["texts"]}
 REPLIES = {case["name"]: case for case in CASES["replies"]}
 PERSON = "Ada Lovelace"
-AGENT = agent()
+AGENT = agent(actions=("restart_service", "roll_back", "triage_incident"))
 
 
 def situations(text: str) -> list[Situation]:
@@ -34,7 +34,7 @@ def situations(text: str) -> list[Situation]:
     flat = "".join(c if c.isprintable() else " " for c in text)[:256]
     return [
         symptom(alert_text=text),
-        symptom(alert_text=text, node=flat, metric=flat, suspect=flat, suspects=(flat, PERSON)),
+        symptom(alert_text=text, node=flat, metric=flat, suspect=flat, suspects=(flat, PERSON, "db", "front")),
         symptom(incident_id=text, deploy_id=flat, evidence=(flat, f"f-{PERSON}")),
     ]
 
@@ -107,6 +107,7 @@ def test_a_text_in_a_fact_gets_nothing_when_the_model_obeys_it(name: str) -> Non
         found = read_reply(text, AGENT, CONTRACT, situation, mask, ("f-1",))
         proposal = proposal_of(situation, found)
         data = proposal["data"]
+        assert data["parameters"].get("node", "db") in (situation.features["node"], *situation.suspects)
         assert data["action"] in AGENT.actions
         assert set(data["parameters"]) == set(CONTRACT.actions[data["action"]].model_fields)
         assert (proposal["subject"], data["agent"], data["situation_type"]) == ("shop", "remedy", KIND)

@@ -7,15 +7,17 @@ from typing import Any
 import orjson
 import pytest
 
+from contracts.data import current
 from contracts.domain import load_domain
 from jobs.settings import ROOT
 from udfs.agents.core import Agents, Situation
 from udfs.agents.definition import load_agents
+from udfs.yaml_file import read_yaml
 
 CONTRACT = load_domain("loans")
 AGENTS = Agents(CONTRACT, load_agents(ROOT / "conf" / "loans" / "agents.yaml", CONTRACT))
 STANDING: dict[str, Any] = {
-    "amount": 10_000.0, "rating": "B", "first_handled_by": None, "handled_by": None, "touches": 0, "hand_overs": 0,
+    "amount": 10_000.0, "rating": "B", "first_handled_by": None, "handled_by": None, "handled_by_all": None, "touches": 0, "hand_overs": 0,
     "hours_so_far": 2.0, "submissions": 1, "amount_changes": 0, "amount_deviation": None, "is_suspicious": False,
     "is_cancelled": False, "offer_amount": 7_000.0, "decline_reason": "", "is_fraud_confirmed": False,
 }  # fmt: skip
@@ -29,6 +31,26 @@ def proposals(kind: str, **features: object) -> list[dict[str, Any]]:
         {name: known[name] for name in wanted},
     )  # fmt: skip
     return [orjson.loads(event)["data"] for _, event in AGENTS.propose(situation, {})]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "everybody"),
+    [("ada", "grace", "ada\ngrace"), ("ada", "ada", "ada"), (None, None, None), (None, "grace", "grace")],
+)
+@pytest.mark.parametrize("kind", ["application_received", "fraud_suspected", "application_analysed", "offer_accepted"])
+def test_a_situation_from_before_everybody_was_told_names_who_was_told(
+    kind: str, first: str | None, last: str | None, everybody: str | None
+) -> None:
+    contract = CONTRACT.situations[f"loans.{kind}"]
+    before = f"urn:flyball:loans:{contract.event_type}:{contract.schema_version - 1}"
+    lifted = current(contract, {"dataschema": before, "data": {"first_handled_by": first, "handled_by": last}})
+    assert lifted["handled_by_all"] == everybody
+
+
+@pytest.mark.parametrize("name", ["accepted-offer", "approve-large", "approve-largest"])
+def test_whoever_handled_a_case_may_not_approve_it_by_any_policy(name: str) -> None:
+    policy = read_yaml(ROOT / "conf" / "loans" / "policies" / f"{name}.yaml")
+    assert policy["approval"]["not_by"] == ["feature_handled_by_all"]
 
 
 @pytest.mark.parametrize("is_fraud", [False, True])

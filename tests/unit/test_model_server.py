@@ -300,14 +300,14 @@ REMEDIES = ("restart_service", "roll_back", "scale_out", "shift_traffic", "page_
     [
         ({}, "roll_back", {"node": "db", "deploy_id": "d-7"}),
         ({"minutes_since_deploy": 500.0}, "shift_traffic", {"node": "db"}),
-        ({"deploy_id": None, "suspect_signs": "availability latency"}, "restart_service", {"node": "db", "instances": 1}),
-        ({"deploy_id": None, "suspect_signs": "latency saturation"}, "scale_out", {"node": "db", "instances": 2}),
+        ({"deploy_id": "", "suspect_signs": "availability latency"}, "restart_service", {"node": "db", "instances": 1}),
+        ({"deploy_id": "", "suspect_signs": "latency saturation"}, "scale_out", {"node": "db", "instances": 2}),
         ({"remedies_tried": 1, "last_remedy": "roll_back"}, "shift_traffic", {"node": "db"}),
-        ({"deploy_id": None, "remedies_tried": 1, "last_remedy": "shift_traffic"}, "restart_service", {"node": "db", "instances": 1}),
-        ({"deploy_id": None, "remedies_tried": 1, "last_remedy": "scale_out", "suspect_signs": "saturation"}, "restart_service",
+        ({"deploy_id": "", "remedies_tried": 1, "last_remedy": "shift_traffic"}, "restart_service", {"node": "db", "instances": 1}),
+        ({"deploy_id": "", "remedies_tried": 1, "last_remedy": "scale_out", "suspect_signs": "saturation"}, "restart_service",
          {"node": "db", "instances": 1}),
         ({"remedies_tried": 2, "last_remedy": "restart_service"}, "page_person", {"node": "front", "reason": "two remedies did not help"}),
-        ({"suspect": "", "deploy_id": None}, "page_person", {"node": "front", "reason": "nobody stands out as the cause"}),
+        ({"suspect": "", "deploy_id": ""}, "page_person", {"node": "front", "reason": "nobody stands out as the cause"}),
         ({"metric": ""}, None, {}),
     ],
 )
@@ -327,7 +327,7 @@ def test_the_scripted_triage_makes_sense(features: dict[str, Any], severity: str
 
 
 def test_the_scripted_model_abstains_when_there_is_nothing_to_take_back() -> None:
-    reply = reply_of(symptom(deploy_id=None), agent(actions=("roll_back",)), load_rules([RULES]))
+    reply = reply_of(symptom(deploy_id=""), agent(actions=("roll_back",)), load_rules([RULES]))
     assert (reply.action or ABSTAIN) == ABSTAIN
 
 

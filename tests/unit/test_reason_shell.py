@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from contracts.topics import DAY_MS, topic
 from ops.model_rules import Rule
 from ops.model_server import Behaviour, ModelServer, running
 from tests.confluent_stand_in import StandInTopic
+from tests.unit.test_converse import answering
 from tests.unit.test_govern_shell import Runtime
 from udfs.reason import caller, recorded
 from udfs.reason.flink import DONE_STATE, Reason
@@ -61,19 +64,19 @@ PROMPT = Prompt(prompt_id="care", version=3, model="m", text=TEXT, sha256=digest
 
 
 class Counted:
-    """Flink's metrics, as far as they are asked: gauges are kept."""
+    """Flink's metrics, as far as they are asked: gauges are kept, and what was counted."""
 
-    def __init__(self, gauges: dict[str, Callable[[], int]]) -> None:
-        self._gauges = gauges
+    def __init__(self, gauges: dict[str, Callable[[], int]], counts: Counter[str], name: str = "") -> None:
+        self._gauges, self._counts, self._name = gauges, counts, name
 
     def add_group(self, *_: str) -> Counted:
         return self
 
-    def counter(self, _: str) -> Counted:
-        return self
+    def counter(self, name: str) -> Counted:
+        return Counted(self._gauges, self._counts, name)
 
-    def inc(self, _: int = 1) -> None:
-        pass
+    def inc(self, by: int = 1) -> None:
+        self._counts[self._name] += by
 
     def gauge(self, name: str, value: Callable[[], int]) -> None:
         self._gauges[name] = value
@@ -85,9 +88,10 @@ class Operator(Runtime):
     def __init__(self) -> None:
         super().__init__()
         self.gauges: dict[str, Callable[[], int]] = {}
+        self.counts: Counter[str] = Counter()
 
     def get_metrics_group(self) -> Counted:
-        return Counted(self.gauges)
+        return Counted(self.gauges, self.counts)
 
     def items(self) -> list[tuple[str, str]]:
         return list(self.broadcast.items())
@@ -107,9 +111,9 @@ class Operator(Runtime):
 class Shell:
     """`reason` with what it wrote."""
 
-    def __init__(self, agents: Path, url: str, runtime: Operator | None = None, *, prompts: int = 0) -> None:
+    def __init__(self, agents: Path, url: str, runtime: Operator | None = None, *, prompts: int = 0, model: str = "") -> None:
         self.runtime, self.wrote, self.offset = runtime or Operator(), list[tuple[str, dict[str, Any]]](), 0
-        self.reason = Reason("machines", str(agents), "nowhere", {"machines.prompts": prompts}, 10, url)
+        self.reason = Reason("machines", str(agents), "nowhere", {"machines.prompts": prompts}, 10, url, model)
         self.reason.open(self.runtime)  # type: ignore[arg-type]
 
     def _keep(self, rows: Iterator[Any]) -> None:
@@ -123,7 +127,7 @@ class Shell:
     def read(self, *values: bytes) -> None:
         self.runtime.key = "carer"
         for value in values:
-            row = Row("carer", b"m-1", value, "machines.situations", 0, self.offset, int(time.time() * 1000))
+            row = Row("carer", orjson.loads(value)["subject"].encode(), value, "machines.situations", 0, self.offset, int(time.time() * 1000))
             self.offset += 1
             self._keep(self.reason.process_element(row, self.runtime))
 
@@ -182,8 +186,8 @@ def agents(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def shell(agents: Path, server: ModelServer, runtime: Operator | None = None) -> Iterator[Shell]:
-    made = Shell(agents, server.base_url, runtime)
+def shell(agents: Path, server: ModelServer, runtime: Operator | None = None, model: str = "") -> Iterator[Shell]:
+    made = Shell(agents, server.base_url, runtime, model=model)
     try:
         if runtime is None:
             made.publish()
@@ -192,9 +196,9 @@ def shell(agents: Path, server: ModelServer, runtime: Operator | None = None) ->
         made.reason.close()
 
 
-def situation(name: str, *, at: str = "2026-01-01T00:00:00Z", **more: Any) -> bytes:
+def situation(name: str, *, at: str = "2026-01-01T00:00:00Z", subject: str = "m-1", **more: Any) -> bytes:
     return write_event(
-        event_id=name, source="/a", event_type="machines.cooling_failed", subject="m-1", time_ms=0, dataschema="urn:x",
+        event_id=name, source="/a", event_type="machines.cooling_failed", subject=subject, time_ms=0, dataschema="urn:x",
         data={"event_time": at, "command_id": "c", "detail": "valve"}, correlation_id="chain", **more,
     )  # fmt: skip
 
@@ -265,6 +269,87 @@ def test_what_was_concluded_before_a_restart_is_written_as_it_was_when_a_newer_s
             after.fire_until(lambda: len(after.proposed) == 2)
     assert after.proposed == [("old", "carer"), ("new", "carer")]
     assert after.of("proposals")[0] == before.of("proposals")[0]
+
+
+TOO_DEAR = AGENTS.replace(
+    "fallback: [{agent: rule}]", "budget: {cost_per_day: 0.001, price_in: 1000}\n    fallback: [{model: second}, {agent: rule}]"
+)
+
+
+def conclusions(log: StandInTopic) -> list[dict[str, Any]]:
+    events = [orjson.loads(message.value() or b"{}") for message in log.log]
+    return [event["data"] for event in events if event["type"] == "flyball.concluded"]
+
+
+def test_a_cheaper_model_that_answers_since_the_budget_is_spent_says_so(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(TOO_DEAR)
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server) as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    (proposal,), (concluded,) = reason.of("proposals"), conclusions(log)
+    assert (proposal["data"]["agent"], proposal["data"]["reasoned"]["model"]) == ("carer", "second")
+    assert proposal["data"]["fallback"].startswith("carer: budget: 0 of 0.001 cost a day taken, this call may take ")
+    assert (concluded["how"], concluded["why"], concluded["by"]) == ("proposed", "budget", "second")
+    assert f"carer: {concluded['explanation']}" == proposal["data"]["fallback"]
+    assert (reason.runtime.counts["fell_back"], reason.runtime.counts["proposed"]) == (1, 0)
+
+
+def test_the_agents_own_model_is_no_fallback(log: StandInTopic, agents: Path) -> None:
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server) as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    assert "fallback" not in reason.of("proposals")[0]["data"]
+    assert (reason.runtime.counts["fell_back"], reason.runtime.counts["proposed"]) == (0, 1)
+
+
+def test_a_cheaper_models_reply_that_is_used_after_a_restart_says_so_too(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(TOO_DEAR)
+    with running(Behaviour(latency_ms=0), [GOOD]) as server:
+        with shell(agents, server) as before:
+            before.read(situation("s-1"))
+            lost = before.runtime.checkpoint()
+            for name, text in lost.states["calls"].all["carer"].items():  # as it was before it was asked
+                call = CALLS.load(text) | {"level": 0, "troubles": [], "is_asked": False, "starts": 0, "asked_at_ms": 0}
+                lost.states["calls"].all["carer"][name] = CALLS.dump(call)
+            before.fire_until(lambda: bool(before.proposed))
+        log.log = [message for message in log.log if b"flyball.exchange" in (message.value() or b"")]
+        with shell(agents, server, lost) as after:
+            after.fire_until(lambda: bool(after.proposed))
+    assert after.of("proposals")[0]["data"]["fallback"] == "carer: failed: given up before a restart"
+
+
+def test_an_answer_that_is_no_completion_goes_to_dead_letters_as_it_came(log: StandInTopic, agents: Path) -> None:
+    page = b"<html>please log in</html>"
+    with answering(page, "text/html") as server, shell(agents, server) as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    (letter,) = reason.of("dead-letters")
+    assert (letter["data"]["cause"], base64.b64decode(letter["data"]["value_base64"])) == ("reply_refused", page)
+    assert reason.proposed == [("s-1", "rule")]
+    assert reason.runtime.counts["malformed"] == 1
+
+
+def test_a_situation_that_waited_past_its_expirytime_is_dropped_as_an_event_and_never_asked(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(AGENTS.replace("attempts: 1", "concurrency: 1"))
+    with running(Behaviour(latency_ms=60_000), [GOOD]) as server, shell(agents, server) as reason:
+        reason.read(situation("first", subject="m-1"), situation("once", subject="m-2", expiry="2026-01-01T00:00:10Z"))
+        reason.read(situation("other", subject="m-3", at="2026-01-01T00:00:11Z"))
+        reason.fire_until(lambda: bool(conclusions(log)))
+        assert [(each["situation_id"], each["how"], each["why"]) for each in conclusions(log)] == [("once", "abstained", "expired")]
+        assert server.stats()["requests"] <= 1, "only the first"
+
+
+def test_one_model_asked_in_place_of_all_has_no_cheaper_one_under_other_prices(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(AGENTS.replace("fallback: [{agent: rule}]", "fallback: [{model: second}, {agent: rule}]"))
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server, model="named-here") as reason:
+        reason.read(situation("s-1"))
+        reason.fire_until(lambda: bool(reason.proposed))
+    assert reason.of("proposals")[0]["data"]["reasoned"]["model"] == "named-here"
+    with running(Behaviour(latency_ms=0), [FAILS]) as server, shell(agents, server, model="named-here") as reason:
+        reason.read(situation("s-2"))
+        reason.fire_until(lambda: bool(reason.proposed))
+        assert server.stats()["requests"] == 1
+    assert reason.proposed == [("s-2", "rule")]
 
 
 def test_a_model_that_was_given_up_is_not_asked_again_after_a_restart(log: StandInTopic, agents: Path) -> None:

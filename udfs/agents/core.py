@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -48,6 +48,17 @@ class _Prepared:
     agent: RuleAgent | ModelAgent
     when: Condition | None
     suggestions: tuple[Suggestion, ...]  # highest bound first
+
+
+# Who suggests what, how sure, by which model.
+Answer = tuple[RuleAgent | ModelAgent, Suggestion, float, object]
+TIERS = ("rule", "model", "nobody")
+
+
+def tier_of(answers: Iterable[Answer]) -> str:
+    """Who answered a situation, one of TIERS: a rule, where any did; else a model; else it is left to language models."""
+    kinds = {agent.kind for agent, *_ in answers}
+    return next((tier for tier in TIERS if tier in kinds), TIERS[-1])
 
 
 class Agents:
@@ -124,9 +135,17 @@ class Agents:
         An agent whose condition cannot be evaluated, or whose model is missing or answers nonsense,
         proposes nothing: no proposal, no action. Raises BadInput for one that is too large.
         """
-        for prepared in self._by_situation[situation.type]:
-            if (answer := _answer(prepared, situation, models)) is not None:
-                yield self._write(situation, *answer)
+        for answer in self.answers(situation, models):
+            yield self.write(situation, answer)
+
+    def answers(self, situation: Situation, models: Mapping[str, LoadedModel]) -> list[Answer]:
+        """What `propose` would write, not yet written."""
+        asked = (_answer(prepared, situation, models) for prepared in self._by_situation[situation.type])
+        return [answer for answer in asked if answer is not None]
+
+    def write(self, situation: Situation, answer: Answer) -> tuple[str, bytes]:
+        """Key and value of the proposal. Raises BadInput for one that is too large."""
+        return self._write(situation, *answer)
 
     def would_propose(
         self, situation: Situation, models: Mapping[str, LoadedModel], names: Collection[str]
@@ -188,8 +207,8 @@ def _texts(data: Mapping[str, object], name: str) -> tuple[str, ...]:
 
 def _answer(
     prepared: _Prepared, situation: Situation, models: Mapping[str, LoadedModel]
-) -> tuple[RuleAgent | ModelAgent, Suggestion, float, object] | None:
-    """Who suggests what, how sure, by which model; None: this agent has nothing to say."""
+) -> Answer | None:
+    """This agent's answer; None: it has nothing to say."""
     agent = prepared.agent
     if prepared.when is not None and prepared.when.evaluate(situation.features).value is not True:
         return None

@@ -151,12 +151,16 @@ class LlmAgent(_Part):
     model: str = Field(min_length=1, max_length=200, description="as the server names it")
     actions: tuple[Slug, ...] = Field(min_length=1)
     priority: int = Field(default=5, ge=1, le=9, description="1 is asked first")
-    deadline_s: float = Field(default=30, gt=0, le=3600, description="from arrival to the reply that fits")
+    deadline_s: float = Field(default=30, gt=0, le=3600, description="from when it is first asked to the reply that fits")
     attempts: int = Field(default=3, ge=1, le=10, description="requests a question: 429, 5xx and time-outs are tried again")
     attempt_timeout_s: float = Field(default=20, gt=0, le=3600)
     asks: int = Field(default=2, ge=1, le=5, description="questions until a reply fits")
     concurrency: int = Field(default=16, ge=1, le=1000)
     max_tokens: int = Field(default=500, ge=16, le=32_000)
+    token_limit_field: Literal["max_completion_tokens", "max_tokens"] = Field(
+        default="max_completion_tokens", description="by which name the server is told max_tokens"
+    )
+    temperature: float | None = Field(default=0, ge=0, le=2, description="null: the server is told none")
     is_structured: bool = Field(default=True, description="the server takes response_format json_schema")
     budget: Budget = Budget()
     circuit: Circuit = Circuit()
@@ -195,6 +199,17 @@ def load_agents(path: Path, contract: DomainContract) -> tuple[AnyAgent, ...]:
         if isinstance(agent, LlmAgent):
             _check_others(path, agent, {a.agent: a for a in agents})
     return agents
+
+
+def asking(agent: LlmAgent, model: str) -> LlmAgent:
+    """The agent with `model` in place of the one it names; empty: as it is.
+
+    Its cheaper models are left out: under their prices the same model would be asked on when the budget is spent.
+    """
+    if not model:
+        return agent
+    rules = tuple(fallback for fallback in agent.fallback if fallback.model is None)
+    return agent.model_copy(update={"model": model, "fallback": rules})
 
 
 def _to_json(value: object) -> bytes:

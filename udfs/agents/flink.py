@@ -18,7 +18,7 @@ from contracts.dead_letter import Cause
 from contracts.domain import load_domain
 from contracts.errors import BadInput, ModelRefused
 from contracts.model import ModelAlias
-from udfs.agents.core import STAGE, Agents
+from udfs.agents.core import STAGE, TIERS, Agents, tier_of
 from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
 from udfs.serde import dead_letter, internal
@@ -43,6 +43,8 @@ class Propose(KeyedBroadcastProcessFunction):
     situation comes after those that wait. Restart: models and waiting situations come back from the
     checkpoint; repeated situations give proposals with the same ids. A model that does not match its
     digest or does not load goes to dead letters and the one before stays.
+
+    Counters: situations by who answered them, `answered_by_rule`, `_model` or `_nobody` (left to language models).
     """
 
     def __init__(self, domain: str, agents_file: str, models_until: int) -> None:
@@ -55,6 +57,8 @@ class Propose(KeyedBroadcastProcessFunction):
 
         contract = load_domain(self._domain)
         self._agents = Agents(contract, load_agents(Path(self._agents_file), contract))
+        metrics = runtime_context.get_metrics_group()
+        self._answered = {tier: metrics.counter(f"answered_by_{tier}") for tier in TIERS}
         self._waiting = runtime_context.get_list_state(WAITING_STATE)
         self._loaded: dict[str, LoadedModel] | None = None
         self._is_ready = self._models_until == 0
@@ -95,11 +99,14 @@ class Propose(KeyedBroadcastProcessFunction):
         key, value, topic, partition, offset = record
         models = self._models(ctx)
         try:
-            made = list(self._agents.propose(self._agents.read(key, value), models))
+            situation = self._agents.read(key, value)
+            answers = self._agents.answers(situation, models)
+            made = [self._agents.write(situation, answer) for answer in answers]
         except Exception as error:
             refused = error if isinstance(error, BadInput) else internal(error)
             yield _letter(self._domain, refused, topic, partition, offset, key, value)
             return
+        self._answered[tier_of(answers)].inc()
         for subject, proposal in made:
             yield Row("proposals", subject, proposal.decode())
 

@@ -22,6 +22,7 @@ from contracts.domain import DomainContract
 from contracts.errors import BrokerUnavailable, SetupFailed, named
 from contracts.exchange import Concluded
 from udfs.reason.converse import AnswerRefused, Question, Result, Taken, converse
+from udfs.reason.desk import first_why
 from udfs.reason.recorded import Exchanges, Recorded
 from udfs.reason.spans import Spans
 
@@ -184,13 +185,16 @@ class Caller:
             return GaveUp(Result(question, taken, None, None, "failed", told))
         if result.reply is None:
             return GaveUp(result)
-        how, why = ("proposed", "") if result.reply.action is not None else ("abstained", "abstained")
+        if result.reply.action is None:
+            how, why, told = "abstained", "abstained", result.reply.reason
+        else:  # what stood in the way of the models before this one
+            how, why, told = "proposed", first_why(question.troubles) if question.troubles else "", "; ".join(question.troubles)[:1000]
         assert result.last is not None
         taken = result.taken.with_before(question.before)
         concluded = Concluded(
             call_id=question.call_id, agent=question.agent.agent, agent_version=question.agent.version,
             situation_id=question.situation.id, how=how, why=why,  # type: ignore[arg-type]
-            explanation="" if how == "proposed" else result.reply.reason, by=result.last.exchange.name,
+            explanation=told, by=result.last.exchange.name,
             turn=result.last.exchange.turn, asked=taken.asked, tokens_in=taken.tokens_in, tokens_out=taken.tokens_out,
             cost=taken.cost, latency_ms=max(0, int(time.time() * 1000) - question.arrived_ms), starts=question.starts,
         )  # fmt: skip

@@ -6,6 +6,7 @@ Everything that came is recorded before it is used, and what was recorded before
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,10 +30,10 @@ from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.desk import TURNS, Why
 from udfs.reason.masking import Mask
-from udfs.reason.prompt import ask_again, messages, quoted
+from udfs.reason.prompt import ask_again, messages, quoted, without_format
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.reply import MAX_CHARACTERS, Reply, read_reply, response_format
-from udfs.reason.spans import Spans, parent_of, tell
+from udfs.reason.spans import Spans, child_of, parent_of, tell
 from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql, tool_schemas
 
 # So that an exchange fits into a record (contracts/topics.py MAX_RECORD_BYTES), as JSON inside JSON. A reply that is
@@ -40,11 +41,18 @@ from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql
 _MAX_REQUEST_BYTES = 2_000_000
 _MAX_REPLY = 100_000
 _MAX_TOKENS = 1_000_000_000
+# In place of what a server says of why it stopped, for an answer that is recorded as it came and is no completion.
+_NO_COMPLETION = "no_completion"
+_NOT_TAKEN = (openai.BadRequestError, openai.UnprocessableEntityError)
 _RETRIED = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
 
 class _NoAnswer(Exception):
     """What came is no completion, or the question cannot be asked; the message may be told."""
+
+
+class _Overdrawn(Exception):
+    """Another question could take more than is left; the message may be told."""
 
 
 class AnswerRefused(Exception):
@@ -61,7 +69,11 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """Ask `model` about the situation. Times are wall milliseconds, prices for a million tokens."""
+    """Ask `model` about the situation. Times are wall milliseconds, prices for a million tokens.
+
+    `tokens` and `cost` are what the whole conversation may take; its first question was found to fit. `troubles`: why those
+    before this model did not answer.
+    """
 
     call_id: str
     agent: LlmAgent
@@ -75,6 +87,9 @@ class Question:
     starts: int = 1
     before: Mapping[str, float] = field(default_factory=dict)
     home: str = ""
+    tokens: float = math.inf
+    cost: float = math.inf
+    troubles: tuple[str, ...] = ()
 
     @property
     def parent(self) -> str:
@@ -105,14 +120,13 @@ class Taken:
         """A question that was cut off: the server may bill all it could have taken."""
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
-        self.cost += (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+        self.cost += _cost(tokens_in, tokens_out, prices)
 
     def add(self, exchange: Exchange) -> None:
         self.asked += exchange.kind == "model"
         self.tokens_in += exchange.tokens_in
         self.tokens_out += exchange.tokens_out
         self.cost += exchange.cost
-        self.retries += exchange.retries
 
 
 @dataclass(frozen=True)
@@ -129,10 +143,11 @@ class Result:
 
 @dataclass
 class _Talk:
-    """The messages so far, masked; what the server has said and what it may cite."""
+    """The messages so far, masked; what the server has said and what it may cite. `is_structured`: it gets the schema apart."""
 
     said: list[dict[str, Any]]
     turn: int
+    is_structured: bool
     look_ups: int = 0
     evidence: set[str] = field(default_factory=set)
 
@@ -141,24 +156,34 @@ async def converse(
     question: Question, client: openai.AsyncOpenAI, records: Records, contract: DomainContract, spans: Spans,
     now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
 ) -> Result:  # fmt: skip
-    """Ask until a reply fits, at most `asks` times, within the deadline; a call past it is cancelled."""
+    """Ask until a reply fits, at most `asks` times, within deadline and budget; a call past the deadline is cancelled."""
     agent, taken = question.agent, Taken()
     mask = Mask.of(question.situation, contract.personal_fields())
-    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, ())], question.level * TURNS)
+    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, ())], question.level * TURNS, agent.is_structured)
+    # A server may have been asked without the schema apart, before a restart too.
+    reader = without_format(agent)
     last: Recorded | None = None
+    refused = ""
     try:
         async with asyncio.timeout(max(0.0, (question.until_ms - now_ms()) / 1000)):
-            refused = ""
             for _ in range(agent.asks):
                 last = await _ask(question, talk, client, records, taken, now_ms, mask, contract, spans)
+                if last.exchange.finish_reason == _NO_COMPLETION:
+                    taken.malformed += 1
+                    refused = _problem(last.exchange.reply)
+                    continue
                 try:
-                    reply = read_reply(last.exchange.reply, agent, contract, question.situation, mask, talk.evidence)
+                    reply = read_reply(last.exchange.reply, reader, contract, question.situation, mask, talk.evidence)
                     return Result(question, taken, reply, last)
                 except ReplyRefused as error:
                     taken.malformed += 1
                     refused = f"{error.code}: {error}"
                     talk.said = ask_again(talk.said, last.exchange.reply[:MAX_CHARACTERS], error)
-        return Result(question, taken, None, last, "malformed", refused)
+        # A server that answers no completions is not well: its circuit counts that.
+        why: Why = "failed" if last is not None and last.exchange.finish_reason == _NO_COMPLETION else "malformed"
+        return Result(question, taken, None, last, why, f"{question.model}: {refused}" if why == "failed" else refused)
+    except _Overdrawn as error:
+        return Result(question, taken, None, last, "budget", "; ".join(filter(None, (f"{question.model}: {error}", refused))))
     except TimeoutError:
         taken.timeouts += 1
         return Result(question, taken, None, last, "deadline", f"{question.model}: no reply that fits within {agent.deadline_s:g} s")
@@ -182,6 +207,8 @@ async def _ask(
         may_look_up = bool(question.agent.tools) and talk.look_ups < question.agent.tool_calls
         recorded = records.exchange(question.call_id, talk.turn)
         if recorded is None or recorded.exchange.kind != "model":  # a tool's answer never stands for a model's
+            if taken.asked:
+                _keep_within(question, talk.said, taken)
             with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
                 exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
                 tell(span, exchange)
@@ -189,12 +216,17 @@ async def _ask(
             recorded = await records.record(exchange)
         else:
             taken.add(recorded.exchange)
+            taken.retries += recorded.exchange.retries
         talk.turn += 1
+        if recorded.exchange.finish_reason == _NO_COMPLETION:
+            return recorded
         # Those past the bound are left out: turns of one level stay far below TURNS.
         wanted = _tool_calls(recorded.exchange.reply)[: question.agent.tool_calls - talk.look_ups] if may_look_up else []
         if not wanted:
             return recorded
         talk.said.append({"role": "assistant", "content": None, "tool_calls": wanted})
+        if records.exchange(question.call_id, talk.turn) is None:  # else it is paid already
+            _keep_within(question, talk.said, taken)  # what is looked up would never be told
         for call in wanted:
             await _look_up(question, talk, records, call, now_ms, mask, spans)
 
@@ -239,34 +271,78 @@ async def _request(
     question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
     contract: DomainContract, may_look_up: bool,
 ) -> Exchange:  # fmt: skip
-    """One question over HTTP, tried again while that may help. Raises openai.OpenAIError or _NoAnswer."""
+    """One question over HTTP, tried again while that may help. Raises openai.OpenAIError, _NoAnswer or _Overdrawn."""
+    agent = question.agent
+    retries_before, began_ms = taken.retries, now_ms()
+    try:
+        request, answer = await _post(question, talk, client, taken, now_ms, contract, may_look_up, agent.attempts)
+    except _NOT_TAKEN:
+        attempts = agent.attempts - 1 - (taken.retries - retries_before)
+        if not talk.is_structured or attempts < 1:
+            raise
+        # Perhaps it is `response_format` that it does not take.
+        system, *_ = messages(question.prompt, without_format(agent), question.situation, contract, ())
+        talk.said[0], talk.is_structured = system, False
+        taken.retries += 1
+        request, answer = await _post(question, talk, client, taken, now_ms, contract, may_look_up, attempts)
+    return Exchange(
+        call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
+        situation_id=question.situation.id, prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
+        request=request, request_sha256=digest(request), retries=taken.retries - retries_before,
+        started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
+        **_answered(answer.content, request, question),
+    )  # fmt: skip
+
+
+def _answered(content: bytes, request: str, question: Question) -> dict[str, Any]:
+    """What an exchange tells of its answer; one that is no completion is told as it came, and may be billed all the same."""
+    try:
+        completion = _read_completion(content)
+    except _NoAnswer:
+        text, finish_reason, name = content.decode(errors="replace")[:_MAX_REPLY], _NO_COMPLETION, question.model
+        tokens_in, tokens_out = len(request) // 3, question.agent.max_tokens
+    else:
+        text, finish_reason, name = completion.text[:_MAX_REPLY], completion.finish_reason[:64], completion.model or question.model
+        tokens_in = _tokens(completion.usage, "prompt_tokens", request)
+        tokens_out = _tokens(completion.usage, "completion_tokens", text)
+    return {
+        "name": name[:200], "reply": text, "reply_sha256": digest(text), "finish_reason": finish_reason, "tokens_in": tokens_in,
+        "tokens_out": tokens_out, "cost": _cost(tokens_in, tokens_out, question.prices),
+    }  # fmt: skip
+
+
+async def _post(
+    question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
+    contract: DomainContract, may_look_up: bool, attempts: int,
+) -> tuple[str, httpx2.Response]:  # fmt: skip
+    """What was said, as it is recorded, and the answer. What a question takes that is cut off, or whose answer is not read, is assumed."""
     agent = question.agent
     request = orjson.dumps(talk.said, option=orjson.OPT_SORT_KEYS).decode()
     if (size := len(orjson.dumps(request))) > _MAX_REQUEST_BYTES:
         raise _NoAnswer(f"not asked, {size} bytes are more than the {_MAX_REQUEST_BYTES} that can be recorded")
-    options: dict[str, Any] = {}
-    if agent.is_structured:
-        options["response_format"] = response_format(agent, contract)
+    body: dict[str, Any] = {"model": question.model, "messages": talk.said, agent.token_limit_field: agent.max_tokens}
+    if agent.temperature is not None:
+        body["temperature"] = agent.temperature
+    if talk.is_structured:
+        body["response_format"] = response_format(agent, contract)
     if may_look_up:
-        options["tools"] = tool_schemas(agent)
+        body["tools"] = tool_schemas(agent)
+    traceparent = child_of(question.parent, f"{question.call_id}/{talk.turn}")
     tries = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(_RETRIED),
-        stop=tenacity.stop_any(tenacity.stop_after_attempt(agent.attempts), _NoTimeLeft(question.until_ms, now_ms)),
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), _NoTimeLeft(question.until_ms, now_ms)),
         wait=_Wait(now_ms), reraise=True,
     )  # fmt: skip
-    began_ms = now_ms()
     async for attempt in tries:
         with attempt:
             if attempt.retry_state.attempt_number > 1:
+                _keep_within(question, talk.said, taken)
                 taken.retries += 1
             # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
             try:
                 answer = await client.post(
-                    "/chat/completions", cast_to=httpx2.Response, options={"timeout": agent.attempt_timeout_s},
-                    body={
-                        "model": question.model, "messages": talk.said, "max_completion_tokens": agent.max_tokens,
-                        "temperature": 0, **options,
-                    },
+                    "/chat/completions", cast_to=httpx2.Response, body=body,
+                    options={"timeout": agent.attempt_timeout_s, "headers": {"traceparent": traceparent}},
                 )  # fmt: skip
             except asyncio.CancelledError:
                 taken.assume(len(request) // 3, agent.max_tokens, question.prices)
@@ -280,22 +356,22 @@ async def _request(
                 raise _NoAnswer(str(refused)) from None
             except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
                 raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
-    try:
-        completion = _read_completion(answer.content)
-    except _NoAnswer:  # it may be billed all the same
-        taken.assume(len(request) // 3, agent.max_tokens, question.prices)
-        raise
-    text = completion.text[:_MAX_REPLY]
-    tokens_in, tokens_out = _tokens(completion.usage, "prompt_tokens", request), _tokens(completion.usage, "completion_tokens", text)
-    return Exchange(
-        call_id=question.call_id, turn=talk.turn, kind="model", agent=agent.agent, agent_version=agent.version,
-        situation_id=question.situation.id, name=(completion.model or question.model)[:200],
-        prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
-        request=request, request_sha256=digest(request), reply=text, reply_sha256=digest(text),
-        finish_reason=completion.finish_reason[:64], tokens_in=tokens_in, tokens_out=tokens_out,
-        cost=(tokens_in * question.prices[0] + tokens_out * question.prices[1]) / 1e6,
-        started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
-    )  # fmt: skip
+    return request, answer
+
+
+def _keep_within(question: Question, said: list[dict[str, Any]], taken: Taken) -> None:
+    """Raises _Overdrawn when another question could take more than the conversation may."""
+    tokens_in, tokens_out = len(orjson.dumps(said)) // 3, question.agent.max_tokens
+    cost = _cost(tokens_in, tokens_out, question.prices)
+    if taken.tokens_in + taken.tokens_out + tokens_in + tokens_out > question.tokens:
+        told = f"{taken.tokens_in + taken.tokens_out} of {question.tokens:.0f} tokens"
+        raise _Overdrawn(f"{told} that were left are taken, another question may take {tokens_in + tokens_out}")
+    if taken.cost + cost > question.cost:
+        raise _Overdrawn(f"{taken.cost:g} of {question.cost:g} cost that was left is taken, another question may take {cost:g}")
+
+
+def _cost(tokens_in: int, tokens_out: int, prices: tuple[float, float]) -> float:
+    return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
 class _Function(BaseModel):
@@ -347,6 +423,15 @@ def _read_completion(content: bytes) -> _Completion:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise _NoAnswer(f"no completion came, {place}: {first['msg']}"[:200]) from None
+
+
+def _problem(recorded: str) -> str:
+    """Why an answer that is recorded as it came is no completion."""
+    try:
+        _read_completion(recorded.encode())
+    except _NoAnswer as error:
+        return str(error)
+    return "no completion came, it was no text in UTF-8"
 
 
 def _tokens(usage: object, name: str, text: str) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ class Call:
     `record` is the situation's place and text: key, value, topic, partition, offset. `level` counts
     whom it was given up with: 0 the agent's own model, then `fallback` in its order. `is_answered`: a reply
     at this level was recorded before a restart, so it is used whatever time has passed. `starts`: 0 until it is
-    asked, then 1 and one more each time it was lost in flight.
+    asked, then 1 and one more each time it was lost in flight. `asked_at_ms`: when its first level was asked, 0 until
+    then; its deadline counts from there. `reserved_at_ms`: when its latest level was.
     """
 
     call_id: str
@@ -59,11 +61,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Start:
-    """Ask this model about the call; give up at `until_ms`."""
+    """Ask this model about the call; give up at `until_ms`, or when `tokens` or `cost` are taken."""
 
     call: Call
     model: str
     until_ms: int
+    tokens: float = math.inf
+    cost: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,13 @@ class Desk:
         self._probing: set[str] = set()
         self.calls: dict[str, Call] = {}
         self._in_flight = 0
-        self._queue: list[tuple[int, int, str]] = []  # heap of what waits: arrival, order, call id
+        # Heap of what waits: whether it was never asked, since when it was asked or waits, order, call id. What was begun
+        # goes before what was not, so the first one's deadline is the first to pass.
+        self._queue: list[tuple[bool, int, int, str]] = []
+        # Event time: the newest that came; until when each call is of use; a heap of the latter.
+        self._newest_ms = 0
+        self._of_use_until: dict[str, int] = {}
+        self._expiring: list[tuple[int, str]] = []
         self._order_of = itertools.count()
         self._of_subject: dict[str, set[str]] = {}
         for raw in sorted(calls, key=lambda raw: raw["arrived_ms"]):
@@ -152,7 +162,7 @@ class Desk:
                 self._give_back(call)
                 call.is_asked = False
                 call.starts += 1
-            self._wait(call)
+            self._arrive(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -170,13 +180,23 @@ class Desk:
     def waiting(self) -> int:
         return len(self.calls) - self._in_flight
 
-    def _wait(self, call: Call) -> None:
+    def _arrive(self, call: Call) -> None:
         self.calls[call.call_id] = call
         self._of_subject.setdefault(call.subject, set()).add(call.call_id)
-        heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))
+        if call.expiry_ms is not None:
+            # A subject whose clock is behind the others' does not find its situations expired already.
+            until_ms = self._of_use_until[call.call_id] = call.expiry_ms + max(0, self._newest_ms - call.event_ms)
+            heapq.heappush(self._expiring, (until_ms, call.call_id))
+        self._newest_ms = max(self._newest_ms, call.event_ms)
+        self._wait(call)
+
+    def _wait(self, call: Call) -> None:
+        since_ms = call.asked_at_ms or call.arrived_ms
+        heapq.heappush(self._queue, (not call.asked_at_ms, since_ms, next(self._order_of), call.call_id))
 
     def _drop(self, call: Call) -> None:
         del self.calls[call.call_id]
+        self._of_use_until.pop(call.call_id, None)
         others = self._of_subject[call.subject]
         others.discard(call.call_id)
         if not others:
@@ -187,17 +207,25 @@ class Desk:
         for other in [self.calls[name] for name in self._of_subject.get(call.subject, ())]:
             if other.expiry_ms is not None and other.expiry_ms < call.event_ms and not other.is_asked:
                 self._drop(other)
-                yield Conclude(other, None, "expired", "its expirytime passed while it waited for its turn")
-        self._wait(call)
+                yield _expired(other)
+        self._arrive(call)
 
     def give_up(self, call: Call) -> None:
         """It was concluded before a restart: nothing is to be asked."""
         self._drop(call)
 
     def orders(self, now_ms: int, *, room: int, has_prompt: bool) -> Iterator[Order]:
-        """What is to be done now with what waits, oldest first; `room`: how many calls may start."""
+        """What is to be done now with what waits, oldest first; `room`: how many calls may start.
+
+        What waits for its first turn and is past its expiry by the newest event time is dropped.
+        """
+        while self._expiring and self._expiring[0][0] < self._newest_ms:
+            waiting = self.calls.get(heapq.heappop(self._expiring)[1])
+            if waiting is not None and not waiting.asked_at_ms and self._is_expired(waiting):
+                self._drop(waiting)
+                yield _expired(waiting)
         while self._queue:
-            call = self.calls.get(self._queue[0][2])
+            call = self.calls.get(self._queue[0][3])
             if call is None or call.is_asked:  # dropped meanwhile
                 heapq.heappop(self._queue)
                 continue
@@ -213,13 +241,15 @@ class Desk:
             yield order
 
     def _order(self, call: Call, now_ms: int, *, has_room: bool, has_prompt: bool) -> Order | None:
-        until_ms = call.arrived_ms + int(self.agent.deadline_s * 1000)
-        why: Why = "failed"
+        is_expired = self._is_expired(call)
+        if is_expired and not call.asked_at_ms:
+            return _expired(call)
+        until_ms = (call.asked_at_ms or now_ms) + int(self.agent.deadline_s * 1000)
         while True:
             model, rule = self._at(call.level)
             if model is None:
                 told = "; ".join(call.troubles) or "nobody could be asked"
-                return Conclude(call, rule, self._first_why(call, why), told[:1000])
+                return Conclude(call, rule, first_why(call.troubles), told[:1000])
             trouble: tuple[Why, str] | None = None
             if call.is_answered:
                 until_ms = now_ms + int(self.agent.deadline_s * 1000)
@@ -227,8 +257,10 @@ class Desk:
                 trouble = "no_prompt", f"no active prompt {self.agent.prompt!r}"
             elif call.is_answered:
                 pass  # paid already
-            elif now_ms + self._least_ms(model) >= until_ms:
-                trouble = "deadline", f"no turn within {self.agent.deadline_s:g} s that left time for an answer"
+            elif is_expired:
+                trouble = "expired", "its expirytime passed before another model was asked"
+            elif call.asked_at_ms and now_ms + self._least_ms(model) >= until_ms:
+                trouble = "deadline", f"the {self.agent.deadline_s:g} s since it was first asked leave no time for an answer"
             elif (open_until := self._open_until.get(model, 0)) and (now_ms < open_until or model in self._probing):
                 trouble = "circuit_open", f"{model} failed {self.agent.circuit.failures} times in a row"
             elif told := self._over_budget(call, now_ms):
@@ -238,24 +270,23 @@ class Desk:
                     return None
                 if self._open_until.get(model):
                     self._probing.add(model)
-                call.is_asked, call.asked_at_ms = True, now_ms
+                call.is_asked, call.asked_at_ms = True, call.asked_at_ms or now_ms
                 call.starts = max(1, call.starts)
+                tokens, cost = self._left(now_ms)
                 call.reserved, call.reserved_cost = self._may_take(call)
                 call.reserved_at_ms = now_ms
                 self.books.add(now_ms, call.reserved, call.reserved_cost)
                 self._in_flight += 1
-                return Start(call, model, until_ms)
-            why = trouble[0]
-            call.troubles.append(f"{why}: {trouble[1]}")
+                return Start(call, model, until_ms, tokens, cost)
+            call.troubles.append(f"{trouble[0]}: {trouble[1]}")
             call.level += 1
 
     def _least_ms(self, model: str) -> float:
         """How much time a call must have left to be worth its price: what an answer took lately, at most half of all."""
         return min(self._takes_ms.get(model, 0.0), self.agent.deadline_s * 500)
 
-    def _first_why(self, call: Call, otherwise: Why) -> Why:
-        """The first trouble says why; the later ones are told with it."""
-        return call.troubles[0].partition(":")[0] if call.troubles else otherwise  # type: ignore[return-value]
+    def _is_expired(self, call: Call) -> bool:
+        return self._of_use_until.get(call.call_id, math.inf) < self._newest_ms and not call.is_answered
 
     def _at(self, level: int) -> tuple[str | None, str | None]:
         """The model to ask at this level, or the rule agent to speak; neither: nobody is left."""
@@ -280,16 +311,31 @@ class Desk:
     def _give_back(self, call: Call) -> None:
         """What was reserved, out of the minute it was reserved in: no other minute may come to less than was taken."""
         self.books.add(call.reserved_at_ms or call.arrived_ms, -call.reserved, -call.reserved_cost)
-        call.reserved, call.reserved_cost, call.reserved_at_ms = 0, 0.0, 0
+        call.reserved, call.reserved_cost = 0, 0.0
+
+    def _bounds(self) -> tuple[tuple[Window, int | None, float | None, str], ...]:
+        """What is bounded: the time, its tokens, its cost, its name."""
+        budget = self.agent.budget
+        return (
+            (self.books.minute, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
+            (self.books.day, budget.tokens_per_day, budget.cost_per_day, "day"),
+        )
+
+    def _left(self, now_ms: int) -> tuple[float, float]:
+        """Tokens and cost that nobody has taken or reserved."""
+        tokens = cost = math.inf
+        for window, tokens_bound, cost_bound, _ in self._bounds():
+            if tokens_bound is None and cost_bound is None:
+                continue
+            taken_tokens, taken_cost = window.taken(now_ms)
+            tokens = min(tokens, math.inf if tokens_bound is None else tokens_bound - taken_tokens)
+            cost = min(cost, math.inf if cost_bound is None else cost_bound - taken_cost)
+        return tokens, cost
 
     def _over_budget(self, call: Call, now_ms: int) -> str:
         """What a call of this size would overdraw; empty: nothing."""
-        budget = self.agent.budget
         tokens, cost = self._may_take(call)
-        for window, tokens_bound, cost_bound, name in (
-            (self.books.minute, budget.tokens_per_minute, budget.cost_per_minute, "minute"),
-            (self.books.day, budget.tokens_per_day, budget.cost_per_day, "day"),
-        ):
+        for window, tokens_bound, cost_bound, name in self._bounds():
             if tokens_bound is None and cost_bound is None:
                 continue
             taken_tokens, taken_cost = window.taken(now_ms)
@@ -313,8 +359,8 @@ class Desk:
         if call.reserved:
             self._give_back(call)
         self.books.forget(now_ms)
-        if trouble is None and call.asked_at_ms:
-            took_ms = now_ms - call.asked_at_ms
+        if trouble is None and call.reserved_at_ms:
+            took_ms = now_ms - call.reserved_at_ms
             self._takes_ms[model] = took_ms + 0.8 * (self._takes_ms.get(model, took_ms) - took_ms)
         if trouble is None or trouble[0] == "malformed":  # it answered
             self._failures.pop(model, None)
@@ -329,4 +375,13 @@ class Desk:
             call.is_asked = call.is_answered = False
             call.troubles.append(f"{trouble[0]}: {trouble[1]}"[:300])
             call.level += 1
-            heapq.heappush(self._queue, (call.arrived_ms, next(self._order_of), call.call_id))
+            self._wait(call)
+
+
+def first_why(troubles: Sequence[str]) -> Why:
+    """The first trouble of a call says why; the later ones are told with it."""
+    return troubles[0].partition(":")[0] if troubles else "failed"  # type: ignore[return-value]
+
+
+def _expired(call: Call) -> Conclude:
+    return Conclude(call, None, "expired", "its expirytime passed while it waited for its turn")

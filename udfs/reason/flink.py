@@ -27,7 +27,7 @@ from contracts.model import ModelAlias
 from contracts.prompt import Prompt
 from contracts.topics import DAY_MS, topic
 from udfs.agents.core import Agents, Situation
-from udfs.agents.definition import LlmAgent, load_agents
+from udfs.agents.definition import LlmAgent, asking, load_agents
 from udfs.agents.flink import read_alias
 from udfs.agents.onnx_model import LoadedModel, load_model
 from udfs.policy.cel import Condition
@@ -99,7 +99,7 @@ class Reason(KeyedBroadcastProcessFunction):
 
     def __init__(
         self, domain: str, agents_file: str, bootstrap_servers: str, ready_at: dict[str, int], largest_in_flight: int,
-        models_url: str,
+        models_url: str, model: str = "",
     ) -> None:  # fmt: skip
         self._domain = domain
         self._agents_file = agents_file
@@ -107,12 +107,13 @@ class Reason(KeyedBroadcastProcessFunction):
         self._ready_at = ready_at
         self._room = largest_in_flight
         self._models_url = models_url
+        self._model = model
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._contract = load_domain(self._domain)
         listed = load_agents(Path(self._agents_file), self._contract)
         self._agents = Agents(self._contract, listed)
-        self._llm = {agent.agent: agent for agent in listed if isinstance(agent, LlmAgent)}
+        self._llm = {agent.agent: asking(agent, self._model) for agent in listed if isinstance(agent, LlmAgent)}
         self._calls = runtime_context.get_map_state(CALLS_STATE)
         self._books = runtime_context.get_state(BOOKS_STATE)
         self._done = runtime_context.get_map_state(DONE_STATE)
@@ -213,6 +214,8 @@ class Reason(KeyedBroadcastProcessFunction):
         """
         level = self._exchanges.levels(call.call_id, TURNS)
         if level is not None and level >= call.level:
+            if level > call.level:
+                call.troubles.append("failed: given up before a restart")
             call.level, call.is_answered = level, True
         return self._exchanges.concluded(call.call_id) is not None
 
@@ -320,7 +323,8 @@ class Reason(KeyedBroadcastProcessFunction):
             Question(
                 call_id=call.call_id, agent=desk.agent, prompt=prompt, situation=self._situation(call), level=call.level,
                 model=order.model, prices=desk.prices(call.level), until_ms=order.until_ms, arrived_ms=call.arrived_ms,
-                starts=call.starts, before=call.taken, home=self._home,
+                starts=call.starts, before=call.taken, home=self._home, tokens=order.tokens, cost=order.cost,
+                troubles=tuple(call.troubles),
             )
         )  # fmt: skip
 

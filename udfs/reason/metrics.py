@@ -14,7 +14,10 @@ _COUNTED = (
 
 
 class Meters:
-    """Counters and gauges of one operator. `cost_millionths`: of the agent's currency, since counters are whole."""
+    """Counters and gauges of one operator. `cost_millionths`: of the agent's currency, since counters are whole.
+
+    `fell_back`: a cheaper model or a rule spoke in the place of the agent's own model.
+    """
 
     def __init__(self, runtime_context: Any) -> None:
         self._root = runtime_context.get_metrics_group()
@@ -51,6 +54,7 @@ class Meters:
 
     def concluded(self, agent: str, concluded: Concluded) -> None:
         counters = self._of(agent)
-        counters[concluded.how].inc()
+        is_cheaper = concluded.how == "proposed" and concluded.why != ""
+        counters["fell_back" if is_cheaper else concluded.how].inc()
         if concluded.starts > 1:
             counters["begun_again"].inc(concluded.starts - 1)

@@ -18,6 +18,7 @@ from udfs.agents.core import Situation, cel_types, write_proposal
 from udfs.agents.definition import LlmAgent
 from udfs.policy.cel import Condition
 from udfs.reason.masking import Mask
+from udfs.reason.prompt import without_format
 from udfs.reason.recorded import STAGE, digest
 from udfs.reason.reply import read_reply
 from udfs.reason.spans import child_of, parent_of
@@ -57,11 +58,12 @@ def proposal_of(
 ) -> tuple[str, bytes]:  # fmt: skip
     """Key and value of the proposal a recorded reply is; the same bytes whenever it is made again.
 
-    Raises ReplyRefused when the reply does not fit the agent as it is declared now.
+    Where a cheaper model spoke, it tells why (`fallback`). Raises ReplyRefused when the reply does not fit the agent as it
+    is declared now.
     """
     mask = Mask.of(situation, contract.personal_fields())
     looked_up = [f"{exchange.call_id}/{turn}" for turn in range(exchange.turn - exchange.turn % 100, exchange.turn)]
-    reply = read_reply(exchange.reply, agent, contract, situation, mask, looked_up)
+    reply = read_reply(exchange.reply, without_format(agent), contract, situation, mask, looked_up)
     assert reply.action is not None
     told: dict[str, object] = {
         "reasoned": {
@@ -73,6 +75,8 @@ def proposal_of(
         },
         "evidence": reply.evidence,
     }  # fmt: skip
+    if concluded.why:
+        told["fallback"] = f"{agent.agent}: {concluded.explanation}"[:300]
     parent = parent_of(situation.traceparent, situation.correlation_id)
     situation = replace(situation, traceparent=child_of(parent, f"{exchange.call_id}/{exchange.turn}"))
     return write_proposal(

@@ -122,6 +122,11 @@ def _system(text: str, agent: str, actions: tuple[type[ActionParameters], ...], 
     return "\n\n".join(told)
 
 
+def without_format(agent: LlmAgent) -> LlmAgent:
+    """The agent as it asks a server that takes no `response_format`."""
+    return agent.model_copy(update={"is_structured": False})
+
+
 def facts(situation: Situation, contract: DomainContract, lookups: Sequence[tuple[str, str]]) -> dict[str, object]:
     """The situation as it may leave: masked, nothing else of it."""
     mask = Mask.of(situation, contract.personal_fields())

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.data import ActionParameters, Scalar
-from contracts.domain import DomainContract
+from contracts.domain import DomainContract, things_named
 from contracts.envelope import parse_json
 from contracts.errors import BadInput, ReplyRefused
 from udfs.agents.core import Situation
@@ -57,7 +57,7 @@ def reply_schema(agent: LlmAgent, contract: DomainContract) -> dict[str, Any]:
     """The JSON schema of an agent's replies, in the subset that strict structured outputs take; not to be changed.
 
     It is the same for every situation, so that a server that compiles schemas does so once; which evidence
-    there is, `read_reply` knows.
+    there is, and which things a parameter may name, `read_reply` knows.
     """
     return schema_of(tuple(contract.actions[name] for name in agent.actions))
 
@@ -83,8 +83,12 @@ def response_format(agent: LlmAgent, contract: DomainContract) -> dict[str, Any]
 
 @lru_cache(maxsize=256)
 def action_schema(action: type[ActionParameters]) -> dict[str, Any]:
-    """An action's parameters for a model: every one named, nothing else allowed."""
-    return {**_object(_plain(action.model_json_schema())["properties"]), "description": (action.__doc__ or "").strip()}
+    """An action's parameters for a model: every one named, nothing else allowed; where its value must stand in the data."""
+    properties = _plain(action.model_json_schema())["properties"]
+    for name, fields in things_named(action).items():
+        told = (properties[name].get("description"), f"only as {' or '.join(fields)} of the data says it")
+        properties[name]["description"] = "; ".join(filter(None, told))
+    return {**_object(properties), "description": (action.__doc__ or "").strip()}
 
 
 def read_reply(
@@ -98,7 +102,7 @@ def read_reply(
     """The reply in `text`, or ReplyRefused saying which rule it broke, in words the model may be told.
 
     Nothing of it but action, parameters, confidence, reason and evidence is ever used: subject, suspects
-    and features are the situation's own.
+    and features are the situation's own, and so is every thing that the action's contract says a parameter names.
     """
     form = _form(_json(text, is_fenced=not agent.is_structured))
     evidence = _evidence(form.evidence, situation, mask, also_evidence)
@@ -112,7 +116,10 @@ def read_reply(
     shape = given.pop(SHAPE, form.action)
     if shape != form.action:
         raise ReplyRefused("wrong_parameters", f"expected the parameters of {form.action}; came those of {str(shape)[:64]!r}")
-    return Reply(form.action, _parameters(given, contract.actions[form.action], mask), form.confidence, reason, evidence)
+    action = contract.actions[form.action]
+    parameters = _parameters(given, action, mask)
+    _refuse_others(parameters, given, action, situation)
+    return Reply(form.action, parameters, form.confidence, reason, evidence)
 
 
 def _json(text: str, *, is_fenced: bool) -> object:
@@ -167,6 +174,25 @@ def _parameters(
     except ValidationError as error:
         raise ReplyRefused("wrong_parameters", f"parameters of {action.action}: {_told(error)}") from None
     return checked.model_dump(mode="json")
+
+
+def _refuse_others(
+    parameters: Mapping[str, Scalar], given: Mapping[str, Scalar], action: type[ActionParameters], situation: Situation
+) -> None:
+    """Raises ReplyRefused where a parameter names a thing that is not the situation's; it tells only what was `given`."""
+    for name, fields in things_named(action).items():
+        own = [text for field in fields for text in _texts(situation, field)]
+        if parameters[name] not in (None, *own):
+            told = f"{name} only as {' or '.join(fields)} of the data says it; came {str(given.get(name))[:256]!r}"
+            raise ReplyRefused("not_of_situation", f"parameters of {action.action}: expected {told}")
+
+
+def _texts(situation: Situation, field: str) -> tuple[str, ...]:
+    """What a field of the situation's data names; nothing where it is null or not there."""
+    if field == "suspects":
+        return situation.suspects
+    value = situation.features.get(field)
+    return (value,) if isinstance(value, str) else ()
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
