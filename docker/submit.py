@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 import httpx
@@ -43,13 +44,15 @@ def newest_state(folder: Path) -> str | None:
 
     Copies lose the times of files, so Flink's own number counts. Raises StateRefused when there are some and none is whole.
     """
-    found = [*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoints/**/savepoint-*/_metadata")]
+    # Not Path.glob: it raises when a folder it looks into is gone, and Flink deletes meanwhile.
+    places = (*glob("*/chk-*/_metadata", root_dir=folder), *glob("savepoints/**/savepoint-*/_metadata", root_dir=folder, recursive=True))
+    found = [folder / place for place in places]
     # Where `flink stop` puts a savepoint unless it is told: beside the jobs, named by how the job's id begins.
     for noted in folder.glob("operators/*.json"):
         found += folder.parent.glob(f"savepoints/savepoint-{noted.stem[:6]}-*/_metadata")
     complete = []
     for metadata in found:
-        with suppress(StateRefused):  # half written
+        with suppress(StateRefused, FileNotFoundError):  # half written; deleted since
             complete.append((checkpoint_id(metadata), metadata.parent))
     if found and not complete:
         raise StateRefused(f"{folder}: expected a complete checkpoint, came {len(found)} that are not")

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -58,8 +59,9 @@ def latest_checkpoints(home: Home, domain: str) -> dict[str, str]:
 def _complete(folder: Path) -> Iterator[tuple[bool, int, float, Path]]:
     """Every complete state in a job's folder, so that the newest is the greatest."""
     left = _left_behind(folder)
-    for metadata in (*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoints/*/savepoint-*/_metadata")):
-        place = metadata.parent
+    # Not Path.glob: it raises when a folder it looks into is gone, and Flink and other submissions delete meanwhile.
+    for name in (*glob("*/chk-*/_metadata", root_dir=folder), *glob("savepoints/*/savepoint-*/_metadata", root_dir=folder)):
+        place = (metadata := folder / name).parent
         with suppress(StateRefused, FileNotFoundError):  # half written; deleted since, because a newer one is complete
             yield place.parent.name not in left, checkpoint_id(metadata), metadata.stat().st_mtime, place
 

@@ -149,11 +149,15 @@ class Bed:
 
     # ------------------------------------------------------------------------------- processes
 
-    def parallelism(self) -> int:
-        """The subtasks of the widest operator of all jobs."""
+    def parallelism(self) -> dict[str, int]:
+        """Job -> the subtasks of its widest operator."""
         port = flink_jobs.rest_port(self.home)
-        jobs = [cluster.get(port, f"/jobs/{job.job_id}") for job in flink_jobs.states(self.home, DOMAIN)]
-        return max(int(vertex["parallelism"]) for job in jobs for vertex in job["vertices"])
+        return {
+            job.name.removeprefix(f"{DOMAIN}."): max(
+                int(vertex["parallelism"]) for vertex in cluster.get(port, f"/jobs/{job.job_id}")["vertices"]
+            )
+            for job in flink_jobs.states(self.home, DOMAIN)
+        }
 
     def process(self, name: str) -> psutil.Process:
         """A supervised process, as the supervisor last wrote it down."""

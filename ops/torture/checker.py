@@ -15,7 +15,7 @@ It knows the rules of the domain `drill` as its policies and SQL say them in wor
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -239,14 +239,18 @@ def check_repeats(commands: Iterable[Mapping[str, Any]], outcomes: Iterable[Mapp
 
 def check_advice(facts: Iterable[Fact], advice: Iterable[Mapping[str, Any]], found: Findings) -> None:
     """The slow agent is asked about each amount from 95, and what it says is decided about once; `advice`: the decisions."""
-    times = Counter(str(event["correlationid"]) for event in advice)
+    by_fact: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for event in advice:
+        by_fact[str(event["correlationid"])].append(event)
     asked = {fact.id for fact in facts if fact.amount >= ADVISED}
-    for fact_id in asked:
-        if fact_id not in times:
-            found.lose(f"the decision about advice on {fact_id}")
-        for _ in range(times[fact_id] - 1):
+    for fact_id in asked - by_fact.keys():
+        found.lose(f"the decision about advice on {fact_id}")
+    for fact_id, (first, *again) in by_fact.items():
+        for event in again:
             found.repeat(f"the decision about advice on {fact_id}")
-    for fact_id in times.keys() - asked:
+            if event != first:
+                found.object(f"the decision about advice on {fact_id} came again as another event: {first}, then {event}")
+    for fact_id in by_fact.keys() - asked:
         found.object(f"nobody asked for advice on {fact_id}")
 
 

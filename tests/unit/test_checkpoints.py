@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -208,3 +209,22 @@ def test_what_a_killed_command_was_deleting_is_no_state_and_goes_the_next_time(h
     assert newest(home) == chosen.as_uri()
     forget_others(home, DOMAIN, "govern", chosen.as_uri())
     assert not (folder / "gone").exists()
+
+
+def test_the_newest_is_found_when_a_folder_goes_while_it_is_looked_for(
+    home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, passing = checkpoint(folder, FIRST, 7), folder / SECOND
+    passing.mkdir()
+    scandir = os.scandir
+
+    def then_it_goes(path: str | Path) -> nullcontext[list[os.DirEntry[str]]]:
+        with scandir(path) as found:
+            entries = list(found)
+        if Path(path) == folder and passing.exists():
+            passing.rmdir()
+        return nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", then_it_goes)
+    assert latest_checkpoints(home, DOMAIN) == {"govern": newest.as_uri()}
+    assert not passing.exists()

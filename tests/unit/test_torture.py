@@ -293,6 +293,7 @@ def test_advice_is_decided_about_once_for_each_amount_that_it_is_asked_about() -
     assert of(*advice[1:]) == (0, 0, 0)
     assert of(advice[1]) == (1, 0, 0)
     assert of(*advice[1:], advice[1]) == (0, 1, 0)
+    assert of(*advice[1:], {**advice[1], "id": "another"}) == (0, 1, 1)
     assert of(*advice) == (0, 0, 1)
 
 
