@@ -157,9 +157,9 @@ def publish(
     """Write one event per policy and give "id@version" of each.
 
     A version never changes: raises PolicyRefused, publishing nothing, when a version is already
-    published with other content than today's (status apart).
+    published with other content than today's (status apart), or when one is none that `govern` would take.
     """
-    policies = list(policies)
+    policies = [_valid(f"{policy.policy_id}@{policy.version}", policy.model_dump()) for policy in policies]
     known = published(bootstrap_servers, domain)
     problems = []
     for policy in policies:
@@ -222,13 +222,17 @@ def _moved(
         raise PolicyRefused.of([PolicyProblem(f"a published policy of {sorted(known)}", repr(name))])
     if status not in get_args(Status):
         raise PolicyRefused.of([PolicyProblem(f"a status of {get_args(Status)}", repr(status))])
+    return _valid(name, {**known[name].policy.model_dump(), **changes, "status": status})
+
+
+def _valid(name: str, fields: Mapping[str, object]) -> Policy:
+    """The policy `name` of these fields; PolicyRefused where it would be none."""
     try:
-        return Policy.model_validate(
-            {**known[name].policy.model_dump(), **changes, "status": status}
-        )
+        return Policy.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise PolicyRefused.of([PolicyProblem(str(first["loc"][0]), str(first["msg"]))]) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = " of ".join([*map(str, first["loc"][:1]), name])
+        raise PolicyRefused.of([PolicyProblem(f"{place} as policies have it", str(first["msg"]))]) from None
 
 
 def switch(

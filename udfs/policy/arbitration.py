@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from contracts.policy import Arbitration
 from udfs.policy.reading import Incoming
+
+_NEVER_MS: Final = 2**62
 
 
 @dataclass
@@ -22,9 +24,29 @@ class Contest:
     closes_wall_ms: int
     members: list[list[Any]] = field(default_factory=list)
 
+    @classmethod
+    def of_unknown(cls) -> Contest:
+        """One that a replay knows nothing of yet: its member counts, conflicts with nothing and stays."""
+        return cls(_NEVER_MS, _NEVER_MS, [[{"data": {"action": ""}}, 0, 0, [], None]])
+
+    @property
+    def is_unknown(self) -> bool:
+        return self.closes_ms == _NEVER_MS
+
     def concerns(self, action: str, conflicts_with: Sequence[str], resource: object) -> bool:
         """Whether a proposal of `action` conflicts with one that waits here."""
         return any(conflict(member, action, conflicts_with, resource) for member in self.members)
+
+    def absorb(self, contests: list[Contest]) -> None:
+        """Take in those of `contests` that conflict with a member of this one, directly or by way of others."""
+
+        def meets(other: Contest) -> bool:
+            return other is not self and any(self.concerns(_action(each), *each[3:]) for each in other.members)
+
+        while met := [each for each in contests if meets(each)]:
+            for other in met:
+                self.members += other.members
+                contests.remove(other)
 
 
 def conflict(member: Sequence[Any], action: str, conflicts_with: Sequence[str], resource: object) -> bool:
@@ -32,10 +54,29 @@ def conflict(member: Sequence[Any], action: str, conflicts_with: Sequence[str], 
 
     What is about no resource is about the whole subject, and so about every resource of it.
     """
-    raw, _, _, its_conflicts, its_resource = member
-    its_action = raw["data"]["action"]
+    *_, its_conflicts, its_resource = member
+    its_action = _action(member)
     is_apart = None not in (resource, its_resource) and its_resource != resource
     return not is_apart and (action in its_conflicts or its_action in conflicts_with)
+
+
+def resource_of(terms: Arbitration, variables: Mapping[str, object]) -> str | None:
+    """What a proposal is about, of its subject; None: the whole subject."""
+    found = None if terms.resource is None else variables.get(terms.resource)
+    return None if found is None else str(found)
+
+
+def is_concerned(
+    contests: Sequence[Contest], proposal: Incoming, terms: Arbitration, variables: Mapping[str, object]
+) -> bool:
+    """Whether anything that waits conflicts with the proposal."""
+    resource = resource_of(terms, variables)
+    return any(each.concerns(proposal.data.action, terms.conflicts_with, resource) for each in contests)
+
+
+def renewed(member: Sequence[Any], terms: Arbitration, variables: Mapping[str, object]) -> list[Any]:
+    """A member under the terms of now."""
+    return [*member[:3], list(terms.conflicts_with), resource_of(terms, variables)]
 
 
 def join(
@@ -43,8 +84,7 @@ def join(
     partition: int, offset: int, *, now_ms: int, wall_ms: int,
 ) -> Contest:  # fmt: skip
     """The contest the proposal waits in: those it conflicts with, made one; otherwise its own."""
-    found = None if terms.resource is None else variables.get(terms.resource)
-    resource = None if found is None else str(found)
+    resource = resource_of(terms, variables)
     action, conflicts = proposal.data.action, list(terms.conflicts_with)
     concerned = [each for each in contests if each.concerns(action, conflicts, resource)]
     if concerned:
@@ -60,3 +100,7 @@ def join(
         contests.append(contest)
     contest.members.append([proposal.to_dict(), partition, offset, conflicts, resource])
     return contest
+
+
+def _action(member: Sequence[Any]) -> str:
+    return str(member[0]["data"]["action"])

@@ -73,7 +73,7 @@ from contracts.limit_claim import Claim, ClaimedLimit, Settlement
 from contracts.policy import Arbitration, Limit
 from contracts.proposal import Proposal
 from udfs.policy.approval import EDITORS, Hold, Requirement
-from udfs.policy.arbitration import Contest, conflict, join
+from udfs.policy.arbitration import Contest, conflict, is_concerned, join, renewed
 from udfs.policy.limits import cost_of, over_limit
 from udfs.policy.policy_set import Judgement, PolicySet, Scope
 from udfs.policy.reading import Incoming, Reader, Word
@@ -134,12 +134,14 @@ class Governor:
             state.see(proposal.data.features, policies.versioned_by)
         done = self.pass_event_time(state, proposal.event_ms, policies, place)
         ruling = self._stale_or_ruled(state, proposal, policies)
-        terms = ruling.judgement.arbitration if ruling.judgement else None
-        if sum(len(contest.members) for contest in state.contests) >= self._max_holds and terms is not None:
-            told = f"{self._max_holds} proposals wait for each other already"
-            ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told)
+        terms = _terms(ruling)
         if terms is not None and ruling.verdict != "deny" and ruling.reason is not Reason.STALE_FALLBACK:
-            return [*done, self._contend(state, proposal, ruling, terms, place)]
+            if not self.is_full(state):
+                return [*done, self._contend(state, proposal, ruling, terms, place)]
+            variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+            if terms.conflicts_with or is_concerned(state.contests, proposal, terms, variables):
+                told = f"{self._max_holds} proposals wait for each other already"
+                ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told)
         return [*done, self._first(state, proposal, policies, place, ruling, (place.partition, place.offset))]
 
     def _first(
@@ -175,7 +177,9 @@ class Governor:
                 command_id = None
             elif command_id is not None:
                 assert ruling.judgement is not None  # only what policies allow is claimed
-                state.claim(command_id, claim.claim_id, takes_cost=len(ruling.judgement.amounts) < 2)
+                variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+                takes_cost = len(ruling.judgement.amounts.intersection(variables)) < 2
+                state.claim(command_id, claim.claim_id, takes_cost=takes_cost)
         if ruling.verdict == "allow":
             settlement = self._remember(state, proposal, policies, ruling, command_id)
         elif ruling.verdict == "hold":
@@ -238,6 +242,10 @@ class Governor:
 
     # ------------------------------------------------------------------------- step 7: arbitration
 
+    def is_full(self, state: SubjectState) -> bool:
+        """Whether as many proposals wait for each other as may."""
+        return sum(len(contest.members) for contest in state.contests) >= self._max_holds
+
     def _contend(
         self, state: SubjectState, proposal: Incoming, ruling: Ruling, terms: Arbitration, place: Place
     ) -> Decided:
@@ -276,8 +284,11 @@ class Governor:
     ) -> list[Decided]:
         """Every member of the contests is decided, the best first: steps 2 to 6 again; losers name who won.
 
-        Who is denied after all (by a grant, or because too much waits for people) has not won.
+        Who is denied after all (by a grant, or because too much waits for people) has not won. What conflicts is as
+        policies say now: also with what waits apart, which is decided with them.
         """
+        if len(state.contests) > 1:
+            due = self._regroup(state, due, policies)
         state.contests = [contest for contest in state.contests if contest not in due]
         done = []
         for contest in due:
@@ -285,9 +296,10 @@ class Governor:
             for member in contest.members:
                 proposal = Incoming.from_dict(member[0])
                 ruling = self._stale_or_ruled(state, proposal, policies)
-                terms = ruling.judgement.arbitration if ruling.judgement else None
+                terms = _terms(ruling)
                 priority = terms.priority if terms is not None else 0
-                ranked.append((-priority, -proposal.data.confidence, proposal.id, proposal, member))
+                now = self._as_ruled(member, proposal, ruling)
+                ranked.append((-priority, -proposal.data.confidence, proposal.id, proposal, now))
             ranked.sort(key=lambda entry: entry[:3])
             winners: list[tuple[Incoming, list[Any]]] = []
             for _, _, _, proposal, member in ranked:
@@ -304,6 +316,29 @@ class Governor:
                     winners.append((proposal, member))
                 done.append(decided)
         return done
+
+    def _regroup(self, state: SubjectState, due: list[Contest], policies: PolicySet) -> list[Contest]:
+        """The contests that are due, with those that wait apart and, as policies are now, conflict with them."""
+        for contest in state.contests:
+            if contest.is_unknown:
+                continue
+            found = [(member, Incoming.from_dict(member[0])) for member in contest.members]
+            contest.members = [
+                self._as_ruled(member, proposal, self._stale_or_ruled(state, proposal, policies))
+                for member, proposal in found
+            ]
+        for contest in due:
+            if contest in state.contests:  # another has not taken it in
+                contest.absorb(state.contests)
+        return [contest for contest in due if contest in state.contests]
+
+    def _as_ruled(self, member: list[Any], proposal: Incoming, ruling: Ruling) -> list[Any]:
+        """A member with what it conflicts with as ruled now; as when it joined, where no policy says."""
+        terms = _terms(ruling)
+        if terms is None or ruling.reason is Reason.STALE_FALLBACK:
+            return member
+        variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        return renewed(member, terms, variables)
 
     # ------------------------------------------------------------------------------ step 8: people
 
@@ -440,8 +475,9 @@ class Governor:
         variables = self._variables(proposal, override.action, override.parameters, 0.0, counters)
         scope = self._scope(state, proposal, policies, override.action)
         judgement = replace(
-            scope.judge(variables), outcome_within_s=scope.outcome_within_s, cooldown_s=scope.cooldown_s
-        )
+            scope.judge(variables), outcome_within_s=scope.outcome_within_s, cooldown_s=scope.cooldown_s,
+            amounts=scope.amounts,
+        )  # fmt: skip
         against = [f"{pid}@{version}" for pid, version, verdict in judgement.matched if verdict == "deny"]
         errors = [error for error in judgement.errors if error.verdict == "deny"]  # might forbid it
         against += [f"{error.policy_id}@{error.version} (error)" for error in errors]
@@ -681,8 +717,7 @@ class Governor:
         if policies.counts_in_detail:
             variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
-            if len(policies.amounts) > 1:
-                values |= cost_of(judgement.amounts or policies.amounts)
+            values |= cost_of(judgement.amounts.intersection(variables), values)
             detail = (proposal.data.agent, values, command_id, None)
         keep_ms = max(DAY_MS, policies.looks_back_ms)
         state.remember(action, keep_ms, detail)
@@ -739,6 +774,10 @@ class Governor:
             if (value := parameters.get(name)) is not None:
                 variables[variable] = value
         return variables
+
+
+def _terms(ruling: Ruling) -> Arbitration | None:
+    return ruling.judgement.arbitration if ruling.judgement else None
 
 
 def _waits(judgement: Judgement, reason: Reason) -> bool:

@@ -10,7 +10,7 @@ from contracts.policy import Limit
 from udfs.policy.policy_set import Judgement
 from udfs.policy.subject import Allowed, SubjectState
 
-# Beside the values of what was allowed, where budgets are of several amounts: which of them its cost is of.
+# Beside the values of what was allowed, where they do not tell it: which of them its cost is of.
 _COST_OF: Final = "cost_of"
 
 
@@ -96,10 +96,17 @@ def _spent(entry: Allowed, amount: str) -> float:
     if isinstance(entry, int):
         return 0.0
     _, _, values, _, cost = entry
+    if amount not in values:
+        return 0.0
     is_told = cost is not None and values.get(_COST_OF, amount) == amount
-    return float(cost if is_told else values.get(amount) or 0)
+    return float(cost if is_told else values[amount] or 0)
 
 
-def cost_of(amounts: Collection[str]) -> dict[str, str]:
-    """To be remembered with what was allowed under budgets of `amounts`: a cost is of one thing, so of none when they differ."""
+def cost_of(amounts: Collection[str], values: Mapping[str, object]) -> dict[str, str]:
+    """To be remembered beside the `values` of what was allowed under budgets of `amounts`.
+
+    A cost is of one thing, so of none when these are several. Nothing, where the only value is the only amount.
+    """
+    if len(amounts) < 2 and values.keys() == set(amounts):
+        return {}
     return {_COST_OF: next(iter(amounts)) if len(amounts) == 1 else ""}

@@ -60,8 +60,9 @@ class Judgement:
     policy asks whom to approve. The rest comes from the matching allow policies (and those people
     approved) and is empty unless the verdict is allow: `limits`, each with its policy id; the
     longest `outcome_within_s` and `cooldown_s` (0: none); `obligations` of all of them; `wide`, the
-    limits wider than a subject, each with its policy's name, and the strictest `circuit`. For allow
-    and hold: `arbitration`, of the policy with the highest priority, else what others that name the action ask.
+    limits wider than a subject, each with its policy's name, and the strictest `circuit`; `amounts`, what the
+    policies in scope, matching or not, have budgets of. For allow and hold: `arbitration`, of the policy with
+    the highest priority, together with what others that name the action ask (`_contending`).
     `freshness_s` is the strictest freshness of all policies in scope, matching or not: None for
     none.
     """
@@ -80,11 +81,7 @@ class Judgement:
     cooldown_s: int = 0
     obligations: Mapping[str, Scalar] = field(default_factory=dict)
     freshness_s: float | None = None
-
-    @property
-    def amounts(self) -> set[str]:
-        """What the budgets are of, those wider than a subject included."""
-        return {limit.amount for _, limit in (*self.limits, *self.wide) if limit.amount is not None}
+    amounts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +125,22 @@ class Scope:
     `candidate` are those judged beside them, None where they are the same; as they stand: `candidate`, with shadow and
     canary policies as if they were active; where a canary is among those that decide: `active`, without shadows and
     canaries. `outcome_within_s`, `cooldown_s`: the longest of any policy in force about the action, whoever
-    proposes it and on what: so long a person's own command is waited for (0: not at all). `named_by`: the
-    arbitration of any policy in force that names the action as one it conflicts with.
+    proposes it and on what: so long a person's own command is waited for (0: not at all). `amounts`: what these
+    have budgets of, those wider than a subject included. `named_by`: the arbitration of any policy in force that names the action as one it conflicts with.
     """
 
     def __init__(
         self, entries: tuple[_Entry, ...], candidate: Scope | None = None, *, standing: Standing = "decides",
-        outcome_within_s: int = 0, cooldown_s: int = 0, named_by: Sequence[Arbitration] = (),
+        outcome_within_s: int = 0, cooldown_s: int = 0, amounts: frozenset[str] = frozenset(),
+        named_by: Sequence[Arbitration] = (),
     ) -> None:  # fmt: skip
         self.candidate = candidate
         self.standing = standing
         self.outcome_within_s = outcome_within_s
         self.cooldown_s = cooldown_s
-        self._drawn_in = _drawn_in(named_by)
+        self.amounts = amounts
+        self._amounts = _amounts(entry.policy for entry in entries)
+        self._named_by = tuple(named_by)
         self._entries = entries
         # A judgement follows from which policies matched: found once for each combination.
         self._judgements: dict[tuple[bool, ...], Judgement] = {}
@@ -229,10 +229,11 @@ class Scope:
                 asks_for_errors.append((policy.policy_id, policy.version, policy.approval or DEFAULT_APPROVAL))
 
         passing = by_verdict["allow"] + by_verdict["require_approval"] + by_verdict["hold"]
-        arbitration = max(
+        own = max(
             (e.policy.arbitration for e in passing if e.policy.arbitration is not None),
-            key=lambda terms: terms.priority, default=self._drawn_in,
+            key=lambda terms: terms.priority, default=None,
         )  # fmt: skip
+        arbitration = _contending(own, self._named_by)
 
         def say(
             verdict: Verdict, reason: Reason, why: str, asks: tuple[tuple[str, int, Approval], ...] = ()
@@ -274,6 +275,7 @@ class Scope:
             arbitration=arbitration,
             obligations=_together(p.obligations for p in allows),
             freshness_s=self.freshness_s,
+            amounts=self._amounts,
         )
 
     def _evaluate(self, values: Mapping[str, object]) -> list[Evaluation]:
@@ -302,18 +304,29 @@ class Scope:
         return [read(entry) for entry in self._union]
 
 
-def _drawn_in(named_by: Sequence[Arbitration]) -> Arbitration | None:
-    """On what terms an action contends that declares no conflict itself, but is named by those who do.
+def _contending(own: Arbitration | None, named_by: Sequence[Arbitration]) -> Arbitration | None:
+    """On what terms an action contends: its own, and those of the policies that name it as one they conflict with.
 
-    It conflicts with nothing else, waits as long as any of them says, and is about their resource; about the
-    whole subject where they differ.
+    It waits as long as any of them says, and is about its resource; about the whole subject where several
+    variables name one, as these are not comparable. Without terms of its own it names nothing that it conflicts
+    with, has priority 0, and its resource is what the others name.
     """
-    if not named_by:
+    terms = named_by if own is None else (own, *named_by)
+    if not terms:
         return None
-    longest = max(named_by, key=lambda terms: terms.window_s)
-    resources = {terms.resource for terms in named_by}
-    resource = longest.resource if len(resources) == 1 else None
-    return longest.model_copy(update={"conflicts_with": (), "resource": resource, "priority": 0})
+    resources = {each.resource for each in terms if each.resource is not None}
+    resource = next(iter(resources), None) if own is None else own.resource
+    changes: dict[str, object] = {
+        "window_s": max(each.window_s for each in terms), "resource": resource if len(resources) < 2 else None,
+    }  # fmt: skip
+    if own is None:
+        changes |= {"conflicts_with": (), "priority": 0}
+    return terms[0].model_copy(update=changes)
+
+
+def _amounts(policies: Iterable[Policy]) -> frozenset[str]:
+    """What the policies have budgets of, those wider than a subject included."""
+    return frozenset(limit.amount for policy in policies for limit in policy.limits if limit.amount is not None)
 
 
 def _together(given: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar]:
@@ -369,8 +382,6 @@ class PolicySet:
         # The longest window of any policy's, whomever it is about: what others do must not shorten it.
         self.looks_back_ms = max((limit.within_s or 0 for limit in limits), default=0) * 1000
         self.versioned_by = tuple(sorted({p.current_by for p in self._policies if p.current_by}))
-        # What budgets are of: with one only, every cost is of that.
-        self.amounts = frozenset(p.amount for each in self._policies for p in each.limits if p.amount is not None)
         # The variables limits count by: remembered with whatever is allowed.
         self.counted_by = tuple(
             sorted(
@@ -493,6 +504,7 @@ class PolicySet:
                 decide, Scope(beside, standing=standing) if beside != decide else None,
                 outcome_within_s=max((p.outcome_within_s or 0 for p in of_action), default=0),
                 cooldown_s=max((p.cooldown_s or 0 for p in of_action), default=0),
+                amounts=_amounts(of_action),
                 named_by=[
                     entry.policy.arbitration for entry in real.values()
                     if entry.policy.arbitration is not None and action in entry.policy.arbitration.conflicts_with

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from contracts.decision import Grant, Noted
+from contracts.decision import Grant, Noted, Reason
 from contracts.envelope import parse_time_ms
 from contracts.errors import BadInput
 from contracts.proposal import Proposal
@@ -26,7 +26,6 @@ from udfs.policy.subject import SubjectState
 from udfs.policy.writing import Decided, Place
 from udfs.wide_limits.core import as_grant
 
-_NEVER_MS = 2**62
 # What a proposal may say beside its action, and its decision repeats (Writer.decision).
 _SAID_BESIDE = ("reasoned", "fallback", "suspects", "evidence")
 
@@ -36,7 +35,8 @@ class Remade:
     """A recorded entry and what it is now.
 
     `made`: all that came of its trigger, told with the first entry that names the trigger. Not replayable is
-    a note that a proposal contends as long as nothing was decided about it: only decisions tell proposals.
+    a note that a proposal contends as long as nothing was decided about it: only decisions tell proposals. Nor, as
+    long, is the denial of what came when too many contended: it may follow from what these conflict with.
     """
 
     recorded: dict[str, Any]
@@ -47,7 +47,7 @@ class Remade:
 
 
 class _StillContends(Exception):
-    """The contest that a note tells of is open at the end of the chain."""
+    """The contest that a note tells of, or that a denial follows from, is open at the end of the chain."""
 
 
 def proposal_in(decision: Mapping[str, Any]) -> Incoming:
@@ -129,7 +129,7 @@ def replay(
                 made_from = came_from
         except _StillContends:
             pending = []
-            _pass_over(state, line, recorded["data"])
+            _pass_over(state, line, recorded)
             yield Remade(recorded, recorded, is_same=True, is_replayable=False)
             continue
         except (KeyError, TypeError, ValueError, AttributeError):  # no entry that `govern` writes
@@ -139,11 +139,21 @@ def replay(
         yield Remade(recorded, recorded if is_same else orjson.loads(remade) or {}, is_same, made)
 
 
-def _pass_over(state: SubjectState, line: Line, noted: Mapping[str, Any]) -> None:
-    """The state after a note that cannot be made again. Who contends is unknown: it counts, conflicts with nothing and stays."""
-    state.go_on_to(parse_time_ms(noted["event_time"]))
-    state.contests.append(Contest(_NEVER_MS, _NEVER_MS, [[{"data": {"action": ""}}, 0, 0, [], None]]))
-    state.decisions, state.head = noted["entry"]["number"], hashlib.sha256(line.value or b"").hexdigest()
+def _pass_over(state: SubjectState, line: Line, recorded: Mapping[str, Any]) -> None:
+    """The state after what cannot be made again."""
+    data = recorded["data"]
+    if recorded["type"] == Noted.event_type:
+        state.go_on_to(parse_time_ms(data["event_time"]))
+        state.contests.append(Contest.of_unknown())
+    else:
+        state.go_on_to(parse_time_ms(data["decided_at_event_time"]))
+    state.decisions, state.head = data["entry"]["number"], hashlib.sha256(line.value or b"").hexdigest()
+
+
+def _follows_from_unknown(state: SubjectState, data: Mapping[str, Any]) -> bool:
+    """Whether it was denied because too many contended, and not all of these are known."""
+    is_one_too_many = data.get("reason") == Reason.LOST.value and data.get("lost_to") is None
+    return is_one_too_many and any(contest.is_unknown for contest in state.contests)
 
 
 def _with_grants(
@@ -205,6 +215,8 @@ def _again(
             grants,
         )  # fmt: skip
         is_note = recorded["type"] == Noted.event_type
+        if not is_note and governor.is_full(state) and _follows_from_unknown(state, recorded["data"]):
+            raise _StillContends
         proposal = _contender(recorded["data"]["about"], lines, number) if is_note else proposal_in(recorded)
         return governor.decide(state, proposal, policies, place)
     if inputs["trigger"] == "event_time":
