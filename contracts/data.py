@@ -21,13 +21,13 @@ Scalar = str | bool | int | float | None
 PERSONAL: dict[str, JsonValue] = {"personal": True}
 
 
-def of_situation(*fields: str) -> dict[str, JsonValue]:
+def of_situation(*fields: str, may_be_empty: bool = False) -> dict[str, JsonValue]:
     """`Field(json_schema_extra=of_situation("node", "suspects"))`: a parameter that names a thing of the situation.
 
     Its value must be that of one of these fields of the situation (or one of those listed there): a model that names
-    another is refused (udfs/reason/reply.py).
+    another is refused (udfs/reason/reply.py). `may_be_empty`: it may also name none, as ''.
     """
-    return {"of_situation": list(fields)}
+    return {"of_situation": list(fields), "may_be_empty": may_be_empty}
 
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]

@@ -139,9 +139,9 @@ class RemedyFailed(IncidentSituation):
 SITUATIONS = (SymptomFound, MetricAbsent, DeployDegraded, RemedyVerified, RemedyFailed)
 
 
-_NODES = of_situation("node", "suspect", "suspects")
+_NODES = ("node", "suspect", "suspects")
 # What is acted on: where the symptom shows, or who may have caused it. No other node, whatever a text says.
-OwnNode = Annotated[Node, Field(json_schema_extra=_NODES)]
+OwnNode = Annotated[Node, Field(json_schema_extra=of_situation(*_NODES))]
 
 
 class TriageIncident(ActionParameters):
@@ -150,7 +150,10 @@ class TriageIncident(ActionParameters):
     action: ClassVar[str] = "triage_incident"
 
     severity: Literal["low", "medium", "high", "critical"]
-    suspected_cause: str = Field(max_length=256, json_schema_extra=_NODES, description="a node; empty where nobody is suspected")
+    suspected_cause: str = Field(
+        max_length=256, json_schema_extra=of_situation(*_NODES, may_be_empty=True),
+        description="a node; empty where nobody is suspected",
+    )  # fmt: skip
 
 
 class RestartService(ActionParameters):

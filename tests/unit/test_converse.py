@@ -9,7 +9,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -292,7 +292,10 @@ def test_a_trace_that_a_fact_began_goes_on() -> None:
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """Answers every question with the server's `answer`: content type and bytes. Keeps what was `heard`: headers and body."""
+    """Answers every question with the server's `answer`: content type and bytes, with `status` and the headers `says`.
+
+    Keeps what was `heard`: headers and body.
+    """
 
     def do_POST(self) -> None:
         asked = orjson.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -300,7 +303,9 @@ class Hostile(BaseHTTPRequestHandler):
         kind, body = self.server.answer  # type: ignore[attr-defined]
         self.server.asked = self.server.asked + 1  # type: ignore[attr-defined]
         is_refused = any(name in asked for name in self.server.refuses)  # type: ignore[attr-defined]
-        self.send_response(400 if is_refused else 307 if kind == "redirect" else 200)
+        self.send_response(400 if is_refused else 307 if kind == "redirect" else self.server.status)  # type: ignore[attr-defined]
+        for name, value in self.server.says.items():  # type: ignore[attr-defined]
+            self.send_header(name, value)
         if kind == "redirect":
             self.send_header("Location", body.decode())
         if kind == "gzip":
@@ -318,10 +323,12 @@ class Hostile(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(body: bytes, kind: str = "application/json", *, refuses: Sequence[str] = ()) -> Iterator[Any]:
+def answering(
+    body: bytes, kind: str = "application/json", *, refuses: Sequence[str] = (), status: int = 200, says: Mapping[str, str] | None = None
+) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     server.answer, server.asked, server.was_left = (kind, body), 0, False  # type: ignore[attr-defined]
-    server.heard, server.refuses = [], refuses  # type: ignore[attr-defined]
+    server.heard, server.refuses, server.status, server.says = [], refuses, status, says or {}  # type: ignore[attr-defined]
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -561,6 +568,96 @@ def test_an_answer_that_is_compressed_unasked_is_not_unpacked() -> None:
         result = ask(server, Kept())
     assert (result.why, server.asked) == ("failed", 1)
     assert result.explanation == "m: expected an answer that is not compressed, came one in 'gzip'"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br"])
+def test_an_error_takes_its_usual_way_though_its_body_is_compressed(encoding: str) -> None:
+    says = {"Content-Encoding": encoding, "Retry-After": "0"}
+    with answering(b"no gzip at all", status=503, says=says) as server:
+        result = ask(server, Kept(), attempts=3)
+    assert (result.why, result.explanation, result.taken.retries, server.asked) == ("failed", "m: HTTP 503", 2, 3)
+    assert result.taken.tokens_in + result.taken.tokens_out == 0, "nothing was answered"
+
+
+def test_an_error_takes_its_usual_way_though_its_body_has_no_end() -> None:
+    with answering(b"x" * 50_000_000, status=429, says={"Retry-After": "0.2"}) as server:
+        began = time.monotonic()
+        result = ask(server, Kept(), attempts=2)
+    assert (result.why, result.explanation, server.asked, server.was_left) == ("failed", "m: HTTP 429", 2, True)
+    assert time.monotonic() - began >= 0.2, "it asked to wait"
+
+
+def test_an_answer_that_is_compressed_is_not_unpacked_in_whatever_case_it_says_so() -> None:
+    with answering(gzip.compress(b"{}"), says={"Content-Encoding": "GZip"}) as server:
+        assert ask(server, Kept()).explanation == "m: expected an answer that is not compressed, came one in 'gzip'"
+    with answering(completion({"role": "assistant", "content": FENCED}), says={"Content-Encoding": "Identity"}) as server:
+        assert ask(server, Kept(), is_structured=False).reply is not None
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_first_question_that_took_nothing_is_tried_again_however_little_is_left(status: int) -> None:
+    with answering(b"{}", status=status, says={"Retry-After": "0"}) as server:
+        result = ask(server, Kept(), attempts=2, tokens=1, cost=0.0)
+    assert (result.why, result.explanation, server.asked) == ("failed", f"m: HTTP {status}", 2)
+
+
+KEY = 'sk-"secret"/1'
+
+
+@pytest.mark.parametrize("body", [
+    f"<pre>Authorization: Bearer {KEY}</pre>".encode(),
+    b"x" * 99_990 + KEY.encode(),
+    json.dumps({"headers": {"authorization": f"Bearer {KEY}"}}).encode(),
+    completion({"role": "assistant", "content": f"you said {KEY}"}, model=KEY),
+    completion({"role": "assistant", "content": None, "tool_calls": [
+        {"id": KEY, "type": "function", "function": {"name": "done", "arguments": json.dumps({"key": KEY})}},
+    ]}),
+])  # fmt: skip
+def test_an_api_key_that_a_server_says_back_is_not_recorded(body: bytes) -> None:
+    kept = Kept()
+    with answering(body) as server:
+        result = ask(server, kept, key=KEY, asks=1)
+        assert server.heard[0][0]["authorization"] == f"Bearer {KEY}"
+    assert result.reply is None
+    assert kept.recorded
+    for recorded in kept.recorded.values():
+        exchange = recorded.exchange
+        assert "secret" not in exchange.model_dump_json() + result.explanation
+        assert exchange.reply.count("[key]") == (2 if "tool_calls" in exchange.reply else 1)
+        assert digest(exchange.reply) == exchange.reply_sha256
+
+
+def test_a_word_for_no_key_is_left_in_what_a_server_says() -> None:
+    kept = Kept()
+    with answering(b"none of that") as server:
+        ask(server, kept, key="none", asks=1)
+    assert kept.recorded["call-1", 0].exchange.reply == "none of that"
+
+
+def test_what_came_in_place_of_a_completion_is_recorded_with_placeholders() -> None:
+    question = Question("call-1", asking.agent(asks=1), asking.PROMPT, asking.symptom(), 0, "m", (0, 0), int(time.time() * 1000) + 20_000)
+    kept = Kept()
+
+    async def talk(url: str) -> None:
+        async with client(url) as asked:
+            await converse(question, asked, kept, asking.CONTRACT, SPANS)
+
+    with answering(b"<p>ADA lovelace</p>" + b"x" * 150_000 + b"Ada Lovelace") as server:
+        asyncio.run(talk(server.base_url))
+    told = kept.recorded["call-1", 0].exchange.reply
+    assert told.startswith("<p>[[deployed_by.") and len(told) == 100_000
+    assert "lovelace" not in told.casefold()
+
+
+def test_a_server_that_says_it_stopped_as_no_completion_does_is_heard_all_the_same() -> None:
+    message = {"role": "assistant", "content": FENCED}
+    choice = {"index": 0, "message": message, "finish_reason": "no_completion"}
+    kept = Kept()
+    with answering(orjson.dumps({"model": "m", "choices": [choice]})) as server:
+        result = ask(server, kept, is_structured=False)
+        again = ask(server, Kept(list(kept.recorded.values())), is_structured=False)
+    assert result.reply is not None and result.reply == again.reply
+    assert kept.recorded["call-1", 0].exchange.finish_reason == ""
 
 
 def test_a_question_that_no_record_could_hold_is_not_asked() -> None:

@@ -124,10 +124,10 @@ class Shell:
         self._keep(self.reason.process_broadcast_element(Row(b"", event, "machines.prompts", 0, self.offset), self.runtime))
         self.offset += 1
 
-    def read(self, *values: bytes) -> None:
+    def read(self, *values: bytes, appended_ms: int | None = None) -> None:
         self.runtime.key = "carer"
         for value in values:
-            row = Row("carer", orjson.loads(value)["subject"].encode(), value, "machines.situations", 0, self.offset, int(time.time() * 1000))
+            row = Row("carer", orjson.loads(value)["subject"].encode(), value, "machines.situations", 0, self.offset, appended_ms or int(time.time() * 1000))
             self.offset += 1
             self._keep(self.reason.process_element(row, self.runtime))
 
@@ -256,6 +256,23 @@ def test_a_reply_recorded_before_a_restart_is_used_again(log: StandInTopic, agen
     assert after.calls == []
 
 
+def test_a_reply_that_was_read_back_is_known_after_one_more_restart(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(AGENTS.replace("attempts: 1", "concurrency: 1"))
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server) as before:
+        before.read(situation("s-1"))
+        before.fire_until(lambda: bool(before.proposed))
+    log.log, log.end = log.log[:1], 1  # its conclusion was not recorded, and no checkpoint knows of it
+    log.log[0].timestamp_ms -= 3_600_000
+    with running(Behaviour(latency_ms=60_000)) as server, shell(agents, server) as second:
+        second.read(situation("s-0"))
+        second.read(situation("s-1"), appended_ms=log.log[0].timestamp_ms)
+        lost = second.runtime.checkpoint()
+    assert sorted((call["situation_id"], call["is_answered"]) for call in second.calls) == [("s-0", False), ("s-1", True)]
+    with running(Behaviour(latency_ms=0), [GOOD]) as server, shell(agents, server, lost) as after:
+        after.fire_until(lambda: len(after.proposed) == 2)
+        assert server.stats()["requests"] == 1, "for s-0 only"
+
+
 def test_what_was_concluded_before_a_restart_is_written_as_it_was_when_a_newer_situation_comes_first(
     log: StandInTopic, agents: Path
 ) -> None:
@@ -332,11 +349,20 @@ def test_an_answer_that_is_no_completion_goes_to_dead_letters_as_it_came(log: St
 def test_a_situation_that_waited_past_its_expirytime_is_dropped_as_an_event_and_never_asked(log: StandInTopic, agents: Path) -> None:
     agents.write_text(AGENTS.replace("attempts: 1", "concurrency: 1"))
     with running(Behaviour(latency_ms=60_000), [GOOD]) as server, shell(agents, server) as reason:
-        reason.read(situation("first", subject="m-1"), situation("once", subject="m-2", expiry="2026-01-01T00:00:10Z"))
-        reason.read(situation("other", subject="m-3", at="2026-01-01T00:00:11Z"))
+        reason.read(situation("first", subject="m-1"), situation("once", subject="m-2", expiry="2026-01-01T01:00:00Z"))
+        reason.read(situation("newer", subject="m-2", at="2026-01-01T01:00:01Z"))
         reason.fire_until(lambda: bool(conclusions(log)))
         assert [(each["situation_id"], each["how"], each["why"]) for each in conclusions(log)] == [("once", "abstained", "expired")]
         assert server.stats()["requests"] <= 1, "only the first"
+
+
+def test_a_situation_that_waited_longer_than_it_was_of_use_is_dropped_though_nothing_else_comes(log: StandInTopic, agents: Path) -> None:
+    agents.write_text(AGENTS.replace("attempts: 1", "concurrency: 1"))
+    with running(Behaviour(latency_ms=60_000), [GOOD]) as server, shell(agents, server) as reason:
+        reason.read(situation("first", subject="m-1"), situation("once", subject="m-2", expiry="2026-01-01T00:00:01Z"))
+        assert len(reason.calls) == 2
+        reason.fire_until(lambda: bool(conclusions(log)))
+        assert [(each["situation_id"], each["how"], each["why"]) for each in conclusions(log)] == [("once", "abstained", "expired")]
 
 
 def test_one_model_asked_in_place_of_all_has_no_cheaper_one_under_other_prices(log: StandInTopic, agents: Path) -> None:

@@ -117,7 +117,8 @@ TRIAGED = {"for": "triage_incident", "severity": "high"}
         ({"suspect": "d-6"}, {"action": "roll_back", "parameters": ROLL_BACK | {"deploy_id": "d-6"}}, False),
         ({}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": "db"}}, True),
         ({}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": "the moon"}}, False),
-        ({}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": ""}}, False),
+        ({}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": ""}}, True),
+        ({}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": " "}}, False),
         ({"suspect": ""}, {"action": "triage_incident", "parameters": TRIAGED | {"suspected_cause": ""}}, True),
     ],
 )

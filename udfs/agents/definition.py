@@ -138,7 +138,7 @@ class LlmAgent(_Part):
     """Asks a language model (job `reason`); the reply may choose among `actions`, or abstain.
 
     Asked only where `when` (CEL) holds and none of the agents named in `after` would propose: rules
-    first, models second. Seconds are wall time, but for `expires_after_s`.
+    first, models second. Seconds are wall time, but for `expires_after_s`: event time, and wall time for what waits alone.
     """
 
     kind: Literal["llm"]

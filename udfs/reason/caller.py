@@ -21,7 +21,7 @@ import openai
 from contracts.domain import DomainContract
 from contracts.errors import BrokerUnavailable, SetupFailed, named
 from contracts.exchange import Concluded
-from udfs.reason.converse import AnswerRefused, Question, Result, Taken, converse
+from udfs.reason.converse import NO_KEY, AnswerRefused, Question, Result, Taken, converse
 from udfs.reason.desk import first_why
 from udfs.reason.recorded import Exchanges, Recorded
 from udfs.reason.spans import Spans
@@ -61,7 +61,7 @@ def client(base_url: str = "") -> openai.AsyncOpenAI:
     followed: a prompt goes where it was configured to go.
     """
     return openai.AsyncOpenAI(
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        api_key=os.environ.get("OPENAI_API_KEY") or NO_KEY,
         base_url=base_url or os.environ.get("OPENAI_BASE_URL") or _HOSTED,  # an empty variable is none
         max_retries=0,
         default_headers={"Accept-Encoding": "identity"},
@@ -73,11 +73,32 @@ def client(base_url: str = "") -> openai.AsyncOpenAI:
 
 
 async def _bound(answer: httpx2.Response) -> None:
-    """Called with an answer whose body was not read yet. Raises AnswerRefused, then or while it is read."""
-    if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
-        raise AnswerRefused(f"expected an answer that is not compressed, came one in {encoding[:20]!r}")
+    """Called with an answer whose body was not read yet. Raises AnswerRefused, then or while it is read.
+
+    Of an error only status and headers are used, whatever its body is: that one is not read.
+    """
     assert isinstance(answer.stream, httpx2.AsyncByteStream)
+    if answer.status_code >= 400:
+        answer.stream = _Unread(answer.stream)
+        return
+    if (encoding := answer.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise AnswerRefused(f"expected an answer that is not compressed, came one in {encoding[:20]!r}")
     answer.stream = _Bounded(answer.stream)
+
+
+class _Unread(httpx2.AsyncByteStream):
+    """Nothing of a body; closing it closes that one."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        nothing: tuple[bytes, ...] = ()
+        for chunk in nothing:
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 class _Bounded(httpx2.AsyncByteStream):

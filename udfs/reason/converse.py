@@ -6,6 +6,7 @@ Everything that came is recorded before it is used, and what was recorded before
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ from udfs.reason.tools import HttpRequest, find_tool, prepare, run_http, run_sql
 _MAX_REQUEST_BYTES = 2_000_000
 _MAX_REPLY = 100_000
 _MAX_TOKENS = 1_000_000_000
+# What a server is told that needs no key.
+NO_KEY = "none"
 # In place of what a server says of why it stopped, for an answer that is recorded as it came and is no completion.
 _NO_COMPLETION = "no_completion"
 _NOT_TAKEN = (openai.BadRequestError, openai.UnprocessableEntityError)
@@ -210,7 +213,7 @@ async def _ask(
             if taken.asked:
                 _keep_within(question, talk.said, taken)
             with spans.asked(question.model, "chat", question.parent, f"{question.call_id}/{talk.turn}", question.agent.agent) as span:
-                exchange = await _request(question, talk, client, taken, now_ms, contract, may_look_up)
+                exchange = await _request(question, talk, client, taken, now_ms, mask, contract, may_look_up)
                 tell(span, exchange)
             taken.add(exchange)  # it is paid, whatever comes of recording it
             recorded = await records.record(exchange)
@@ -269,7 +272,7 @@ async def _found(question: Question, name: str, arguments: str, mask: Mask) -> s
 
 async def _request(
     question: Question, talk: _Talk, client: openai.AsyncOpenAI, taken: Taken, now_ms: Callable[[], int],
-    contract: DomainContract, may_look_up: bool,
+    mask: Mask, contract: DomainContract, may_look_up: bool,
 ) -> Exchange:  # fmt: skip
     """One question over HTTP, tried again while that may help. Raises openai.OpenAIError, _NoAnswer or _Overdrawn."""
     agent = question.agent
@@ -290,25 +293,41 @@ async def _request(
         situation_id=question.situation.id, prompt_id=question.prompt.prompt_id, prompt_version=question.prompt.version,
         request=request, request_sha256=digest(request), retries=taken.retries - retries_before,
         started_at=format_time_ms(began_ms), latency_ms=max(0, now_ms() - began_ms),
-        **_answered(answer.content, request, question),
+        **_answered(answer.content, request, question, client.api_key, mask),
     )  # fmt: skip
 
 
-def _answered(content: bytes, request: str, question: Question) -> dict[str, Any]:
-    """What an exchange tells of its answer; one that is no completion is told as it came, and may be billed all the same."""
+def _answered(content: bytes, request: str, question: Question, key: str = "", mask: Mask | None = None) -> dict[str, Any]:
+    """What an exchange tells of its answer: a completion's words, or what came in place of one, which may be billed all the same.
+
+    Without the API key, which a server may say back; and what is no completion as it leaves, with placeholders.
+    """
     try:
         completion = _read_completion(content)
     except _NoAnswer:
-        text, finish_reason, name = content.decode(errors="replace")[:_MAX_REPLY], _NO_COMPLETION, question.model
+        text, finish_reason, name = _without(key, content.decode(errors="replace")), _NO_COMPLETION, question.model
+        text = mask.hide(text[: 2 * _MAX_REPLY]) if mask else text
         tokens_in, tokens_out = len(request) // 3, question.agent.max_tokens
     else:
-        text, finish_reason, name = completion.text[:_MAX_REPLY], completion.finish_reason[:64], completion.model or question.model
+        text, finish_reason, name = (_without(key, told) for told in (completion.text, completion.finish_reason, completion.model or question.model))
+        finish_reason = "" if finish_reason == _NO_COMPLETION else finish_reason  # ours, whoever else says it
         tokens_in = _tokens(completion.usage, "prompt_tokens", request)
-        tokens_out = _tokens(completion.usage, "completion_tokens", text)
+        tokens_out = _tokens(completion.usage, "completion_tokens", text[:_MAX_REPLY])
+    text = text[:_MAX_REPLY]
     return {
-        "name": name[:200], "reply": text, "reply_sha256": digest(text), "finish_reason": finish_reason, "tokens_in": tokens_in,
+        "name": name[:200], "reply": text, "reply_sha256": digest(text), "finish_reason": finish_reason[:64], "tokens_in": tokens_in,
         "tokens_out": tokens_out, "cost": _cost(tokens_in, tokens_out, question.prices),
     }  # fmt: skip
+
+
+def _without(key: str, text: str) -> str:
+    """The text without the API key, as it is or inside JSON (of JSON); a server that needs none is told a word that is no secret."""
+    if key in ("", NO_KEY):
+        return text
+    in_json = json.dumps(key)[1:-1]
+    for spelling in (json.dumps(in_json)[1:-1], in_json, key):
+        text = text.replace(spelling, "[key]")
+    return text
 
 
 async def _post(
@@ -360,7 +379,9 @@ async def _post(
 
 
 def _keep_within(question: Question, said: list[dict[str, Any]], taken: Taken) -> None:
-    """Raises _Overdrawn when another question could take more than the conversation may."""
+    """Raises _Overdrawn when another question could take more than the conversation may; the first was found to fit."""
+    if taken.tokens_in + taken.tokens_out == 0:
+        return
     tokens_in, tokens_out = len(orjson.dumps(said)) // 3, question.agent.max_tokens
     cost = _cost(tokens_in, tokens_out, question.prices)
     if taken.tokens_in + taken.tokens_out + tokens_in + tokens_out > question.tokens:

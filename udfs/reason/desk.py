@@ -98,6 +98,10 @@ class Window:
         entry[0] += tokens
         entry[1] += cost
 
+    def latest_ms(self) -> int:
+        """When the latest bucket began; 0 without one."""
+        return max(self._buckets, default=0) * self._bucket_ms
+
     def taken(self, now_ms: int) -> tuple[float, float]:
         first = self._first(now_ms)
         found = [entry for bucket, entry in self._buckets.items() if bucket >= first]
@@ -121,6 +125,10 @@ class Books:
 
     def to_dict(self) -> dict[str, Any]:
         return {"seconds": self.minute.to_dict(), "minutes": self.day.to_dict()}
+
+    def latest_ms(self) -> int:
+        """These books were kept then, or later."""
+        return max(self.minute.latest_ms(), self.day.latest_ms())
 
     def add(self, at_ms: int, tokens: float, cost: float) -> None:
         for window in (self.minute, self.day):
@@ -150,19 +158,16 @@ class Desk:
         # Heap of what waits: whether it was never asked, since when it was asked or waits, order, call id. What was begun
         # goes before what was not, so the first one's deadline is the first to pass.
         self._queue: list[tuple[bool, int, int, str]] = []
-        # Event time: the newest that came; until when each call is of use; a heap of the latter.
-        self._newest_ms = 0
-        self._of_use_until: dict[str, int] = {}
-        self._expiring: list[tuple[int, str]] = []
         self._order_of = itertools.count()
-        self._of_subject: dict[str, set[str]] = {}
+        # Of each subject that calls are of: how many, and the newest event time of those that came meanwhile.
+        self._of_subject: dict[str, tuple[int, int]] = {}
         for raw in sorted(calls, key=lambda raw: raw["arrived_ms"]):
             call = Call(**raw)
             if call.is_asked:  # in flight when its TaskManager was lost: it is in flight no more
                 self._give_back(call)
                 call.is_asked = False
                 call.starts += 1
-            self._arrive(call)
+            self.take(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -180,14 +185,11 @@ class Desk:
     def waiting(self) -> int:
         return len(self.calls) - self._in_flight
 
-    def _arrive(self, call: Call) -> None:
+    def take(self, call: Call) -> None:
+        """A new call waits."""
         self.calls[call.call_id] = call
-        self._of_subject.setdefault(call.subject, set()).add(call.call_id)
-        if call.expiry_ms is not None:
-            # A subject whose clock is behind the others' does not find its situations expired already.
-            until_ms = self._of_use_until[call.call_id] = call.expiry_ms + max(0, self._newest_ms - call.event_ms)
-            heapq.heappush(self._expiring, (until_ms, call.call_id))
-        self._newest_ms = max(self._newest_ms, call.event_ms)
+        count, newest_ms = self._of_subject.get(call.subject, (0, call.event_ms))
+        self._of_subject[call.subject] = count + 1, max(newest_ms, call.event_ms)
         self._wait(call)
 
     def _wait(self, call: Call) -> None:
@@ -196,19 +198,15 @@ class Desk:
 
     def _drop(self, call: Call) -> None:
         del self.calls[call.call_id]
-        self._of_use_until.pop(call.call_id, None)
-        others = self._of_subject[call.subject]
-        others.discard(call.call_id)
-        if not others:
-            del self._of_subject[call.subject]
+        count, newest_ms = self._of_subject.pop(call.subject)
+        if count > 1:
+            self._of_subject[call.subject] = count - 1, newest_ms
 
-    def take(self, call: Call) -> Iterator[Conclude]:
-        """A new call waits. What waits for the same subject and is past its expiry by now is dropped."""
-        for other in [self.calls[name] for name in self._of_subject.get(call.subject, ())]:
-            if other.expiry_ms is not None and other.expiry_ms < call.event_ms and not other.is_asked:
-                self._drop(other)
-                yield _expired(other)
-        self._arrive(call)
+    def unknown_since_ms(self) -> int:
+        """After a restart: from when on something of its calls may be recorded that is not in this state. Raises ValueError without calls."""
+        # What was never asked was not while the books were kept; a conclusion of it may have been under way for a minute.
+        kept_ms = self.books.latest_ms() - MINUTE_MS
+        return min(_unknown_since_ms(call, kept_ms) for call in self.calls.values())
 
     def give_up(self, call: Call) -> None:
         """It was concluded before a restart: nothing is to be asked."""
@@ -217,13 +215,9 @@ class Desk:
     def orders(self, now_ms: int, *, room: int, has_prompt: bool) -> Iterator[Order]:
         """What is to be done now with what waits, oldest first; `room`: how many calls may start.
 
-        What waits for its first turn and is past its expiry by the newest event time is dropped.
+        What expired before its first turn came is dropped, whether anything may start or not. A call that may not start yet
+        is left as it is: it may be another model's when its turn comes.
         """
-        while self._expiring and self._expiring[0][0] < self._newest_ms:
-            waiting = self.calls.get(heapq.heappop(self._expiring)[1])
-            if waiting is not None and not waiting.asked_at_ms and self._is_expired(waiting):
-                self._drop(waiting)
-                yield _expired(waiting)
         while self._queue:
             call = self.calls.get(self._queue[0][3])
             if call is None or call.is_asked:  # dropped meanwhile
@@ -241,52 +235,57 @@ class Desk:
             yield order
 
     def _order(self, call: Call, now_ms: int, *, has_room: bool, has_prompt: bool) -> Order | None:
-        is_expired = self._is_expired(call)
-        if is_expired and not call.asked_at_ms:
+        if self._is_expired(call, now_ms):
             return _expired(call)
-        until_ms = (call.asked_at_ms or now_ms) + int(self.agent.deadline_s * 1000)
+        level, is_answered, troubles = call.level, call.is_answered, [*call.troubles]
+        if is_answered and self._at(level)[0] is None:  # its models were others when it was answered
+            level, is_answered, troubles = 0, False, []
+        deadline_ms = int(self.agent.deadline_s * 1000)
+        until_ms = (now_ms if is_answered else call.asked_at_ms or now_ms) + deadline_ms
         while True:
-            model, rule = self._at(call.level)
-            if model is None:
-                told = "; ".join(call.troubles) or "nobody could be asked"
-                return Conclude(call, rule, first_why(call.troubles), told[:1000])
+            model, rule = self._at(level)
             trouble: tuple[Why, str] | None = None
-            if call.is_answered:
-                until_ms = now_ms + int(self.agent.deadline_s * 1000)
+            if model is None:
+                call.level, call.is_answered, call.troubles = level, is_answered, troubles
+                told = "; ".join(troubles) or "nobody could be asked"
+                return Conclude(call, rule, first_why(troubles), told[:1000])
             if not has_prompt:
                 trouble = "no_prompt", f"no active prompt {self.agent.prompt!r}"
-            elif call.is_answered:
+            elif is_answered:
                 pass  # paid already
-            elif is_expired:
-                trouble = "expired", "its expirytime passed before another model was asked"
             elif call.asked_at_ms and now_ms + self._least_ms(model) >= until_ms:
                 trouble = "deadline", f"the {self.agent.deadline_s:g} s since it was first asked leave no time for an answer"
             elif (open_until := self._open_until.get(model, 0)) and (now_ms < open_until or model in self._probing):
                 trouble = "circuit_open", f"{model} failed {self.agent.circuit.failures} times in a row"
-            elif told := self._over_budget(call, now_ms):
+            elif told := self._over_budget(call.size, level, now_ms):
                 trouble = "budget", told
             if trouble is None:
                 if not has_room:
                     return None
                 if self._open_until.get(model):
                     self._probing.add(model)
+                call.level, call.is_answered, call.troubles = level, is_answered, troubles
                 call.is_asked, call.asked_at_ms = True, call.asked_at_ms or now_ms
                 call.starts = max(1, call.starts)
                 tokens, cost = self._left(now_ms)
-                call.reserved, call.reserved_cost = self._may_take(call)
+                call.reserved, call.reserved_cost = self._may_take(call.size, level)
                 call.reserved_at_ms = now_ms
                 self.books.add(now_ms, call.reserved, call.reserved_cost)
                 self._in_flight += 1
                 return Start(call, model, until_ms, tokens, cost)
-            call.troubles.append(f"{trouble[0]}: {trouble[1]}")
-            call.level += 1
+            troubles.append(f"{trouble[0]}: {trouble[1]}")
+            level += 1
 
     def _least_ms(self, model: str) -> float:
         """How much time a call must have left to be worth its price: what an answer took lately, at most half of all."""
         return min(self._takes_ms.get(model, 0.0), self.agent.deadline_s * 500)
 
-    def _is_expired(self, call: Call) -> bool:
-        return self._of_use_until.get(call.call_id, math.inf) < self._newest_ms and not call.is_answered
+    def _is_expired(self, call: Call, now_ms: int) -> bool:
+        """Whether it was never asked, and its subject is past its expiry or it waited for longer than it was of use."""
+        if call.expiry_ms is None or call.asked_at_ms or call.is_answered:
+            return False
+        _, newest_ms = self._of_subject[call.subject]
+        return newest_ms > call.expiry_ms or now_ms > call.arrived_ms + (call.expiry_ms - call.event_ms)
 
     def _at(self, level: int) -> tuple[str | None, str | None]:
         """The model to ask at this level, or the rule agent to speak; neither: nobody is left."""
@@ -302,11 +301,11 @@ class Desk:
         of = self.agent.budget if level == 0 else self.agent.fallback[level - 1]
         return of.price_in, of.price_out
 
-    def _may_take(self, call: Call) -> tuple[int, float]:
-        """Tokens and cost of one question at the call's level."""
-        price_in, price_out = self.prices(call.level)
-        cost = (call.size * price_in + self.agent.max_tokens * price_out) / 1e6
-        return call.size + self.agent.max_tokens, cost
+    def _may_take(self, size: int, level: int) -> tuple[int, float]:
+        """Tokens and cost of one question of this size at this level."""
+        price_in, price_out = self.prices(level)
+        cost = (size * price_in + self.agent.max_tokens * price_out) / 1e6
+        return size + self.agent.max_tokens, cost
 
     def _give_back(self, call: Call) -> None:
         """What was reserved, out of the minute it was reserved in: no other minute may come to less than was taken."""
@@ -332,9 +331,9 @@ class Desk:
             cost = min(cost, math.inf if cost_bound is None else cost_bound - taken_cost)
         return tokens, cost
 
-    def _over_budget(self, call: Call, now_ms: int) -> str:
-        """What a call of this size would overdraw; empty: nothing."""
-        tokens, cost = self._may_take(call)
+    def _over_budget(self, size: int, level: int, now_ms: int) -> str:
+        """What a call of this size would overdraw at this level; empty: nothing."""
+        tokens, cost = self._may_take(size, level)
         for window, tokens_bound, cost_bound, name in self._bounds():
             if tokens_bound is None and cost_bound is None:
                 continue
@@ -381,6 +380,12 @@ class Desk:
 def first_why(troubles: Sequence[str]) -> Why:
     """The first trouble of a call says why; the later ones are told with it."""
     return troubles[0].partition(":")[0] if troubles else "failed"  # type: ignore[return-value]
+
+
+def _unknown_since_ms(call: Call, kept_ms: int) -> int:
+    if call.is_answered:  # it is not known when
+        return call.appended_ms
+    return call.asked_at_ms or max(call.arrived_ms, kept_ms)
 
 
 def _expired(call: Call) -> Conclude:

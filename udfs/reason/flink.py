@@ -189,12 +189,13 @@ class Reason(KeyedBroadcastProcessFunction):
         self._settling[agent] = {}
         if not calls:
             return
-        self._exchanges.since(min(call["appended_ms"] for call in calls))
+        self._exchanges.since(desk.unknown_since_ms())
         # Into state too: what they had reserved is given back once, however often the job is restarted.
         self._books.update(BOOKS.dump(desk.to_dict()))
         for made in list(desk.calls.values()):
+            is_over = self._knows(made)
             self._calls.put(made.call_id, CALLS.dump(made.to_dict()))
-            if self._knows(made):
+            if is_over:
                 yield from self._write_again(agent, made)
 
     def _gone(self, agent: str, waiting: list[Any]) -> Iterator[Row]:
@@ -252,10 +253,10 @@ class Reason(KeyedBroadcastProcessFunction):
             size=(len(value or b"") + len(prompt.text if prompt else "") + 2000) // 3,
         )  # fmt: skip
         self._meters.taken(agent)
-        for dropped in desk.take(call):
-            self._conclude(agent, dropped)
+        desk.take(call)
+        is_over = self._knows(call)
         self._calls.put(call_id, CALLS.dump(call.to_dict()))
-        if self._knows(call):
+        if is_over:
             yield from self._write_again(agent, call)
 
     def _write_again(self, agent: str, call: Call) -> Iterator[Row]:

@@ -182,9 +182,15 @@ def _refuse_others(
     """Raises ReplyRefused where a parameter names a thing that is not the situation's; it tells only what was `given`."""
     for name, fields in things_named(action).items():
         own = [text for field in fields for text in _texts(situation, field)]
-        if parameters[name] not in (None, *own):
+        if parameters[name] not in (None, *own, *_empty(action, name)):
             told = f"{name} only as {' or '.join(fields)} of the data says it; came {str(given.get(name))[:256]!r}"
             raise ReplyRefused("not_of_situation", f"parameters of {action.action}: expected {told}")
+
+
+def _empty(action: type[ActionParameters], name: str) -> tuple[str, ...]:
+    """The empty text, where the contract says that the parameter may name nothing."""
+    mark = action.model_fields[name].json_schema_extra
+    return ("",) if isinstance(mark, dict) and mark.get("may_be_empty") else ()
 
 
 def _texts(situation: Situation, field: str) -> tuple[str, ...]:
