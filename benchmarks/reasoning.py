@@ -221,10 +221,10 @@ def _wait_for_commit(home: Home) -> None:
 
 
 def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | None]:
-    """From an alert's append to the command of its remedy's arrival (ms), all four jobs, model of one second.
+    """From the append of what ends a bad sample to the command of its remedy's arrival (ms), all four jobs, model of one second.
 
-    Each alert is about a system of its own, known by a few samples before, and no rule fits what it shows: a
-    language model is asked. At least once, a TaskManager a job.
+    Each is about a system of its own, known by a few samples before, and no rule fits what it shows: a
+    language model is asked. (A text alone is no cause for a remedy.) At least once, a TaskManager a job.
     """
     home = bench_home()
     instance.stop(home)
@@ -250,7 +250,7 @@ def _remedied(event: dict[str, Any]) -> str:
 
 
 def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float, *, began_ms: int) -> dict[str, int]:
-    """Systems of two nodes whose callee got slow, and an alert about each; when the alert was appended, by system."""
+    """Systems of two nodes whose callee got slow; when the end of the sample that shows it was appended, by system."""
     emitter_domain = load_domain("incidents")
     writer = kafka.producer(bootstrap)
     emitter = Emitter(emitter_domain, writer, file_name=run)
@@ -275,7 +275,7 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float, *, began_
             iter([
                 fact(system, "metric_measured", _KNOWN, node=node, metric="latency", statistic="Average", value=value)
                 for node, value in late
-            ] + [fact(system, "alert_raised", _KNOWN, node="web", metric="latency", text="slow")]),
+            ] + [fact(system, "sample_closed", _KNOWN)]),
             rate=None,
         )  # fmt: skip
         time.sleep(each_s)  # a steady rate is what is measured
@@ -284,5 +284,5 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float, *, began_
         (record.key or b"").decode(): record.appended_ms
         for record in kafka.read_all(bootstrap, [topic("facts").of("incidents")])
         if (record.key or b"").decode() in set(systems)
-        and orjson.loads(record.value or b"{}")["type"] == "incident.alert_raised"
+        and orjson.loads(record.value or b"{}")["type"] == "incident.sample_closed"  # the last one of a system counts
     }
