@@ -224,6 +224,14 @@ def test_a_condition_answers_alike_when_threads_share_it() -> None:
     assert wrong == []
 
 
+def assert_evaluated(got: dict[str, bool | str], expect: dict[str, bool] | str) -> None:
+    """`expect`: the value, or a part of the error."""
+    if isinstance(expect, str):
+        assert expect in str(got["error"])
+    else:
+        assert got == expect
+
+
 @pytest.mark.parametrize(
     ("expression", "variables", "expect"),
     [
@@ -249,11 +257,7 @@ def test_a_condition_answers_alike_when_threads_share_it() -> None:
 def test_eval_prints_a_value_or_an_error_when_a_condition_is_tried(
     expression: str, variables: dict[str, object], expect: dict[str, bool] | str
 ) -> None:
-    got = eval_condition(expression, variables)
-    if isinstance(expect, str):
-        assert expect in str(got["error"])
-    else:
-        assert got == expect
+    assert_evaluated(eval_condition(expression, variables), expect)
 
 
 @pytest.mark.parametrize(
@@ -280,11 +284,7 @@ def test_eval_prints_a_value_or_an_error_when_a_condition_is_tried(
 def test_a_variable_that_all_policies_may_read_has_its_declared_type_when_it_is_tried(
     expression: str, variables: dict[str, object], expect: dict[str, bool] | str
 ) -> None:
-    got = eval_condition(expression, variables)
-    if isinstance(expect, str):
-        assert expect in str(got["error"])
-    else:
-        assert got == expect
+    assert_evaluated(eval_condition(expression, variables), expect)
 
 
 def test_a_variable_of_a_domain_has_its_declared_type_when_the_domain_is_named() -> None:

@@ -126,7 +126,8 @@ class Scope:
     canary policies as if they were active; where a canary is among those that decide: `active`, without shadows and
     canaries. `outcome_within_s`, `cooldown_s`: the longest of any policy in force about the action, whoever
     proposes it and on what: so long a person's own command is waited for (0: not at all). `amounts`: what these
-    have budgets of, those wider than a subject included. `named_by`: the arbitration of any policy in force that names the action as one it conflicts with.
+    have budgets of, those wider than a subject included. `named_by`: the arbitration of any policy in force that names the
+    action as one it conflicts with.
     """
 
     def __init__(
