@@ -59,6 +59,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import orjson
@@ -138,7 +139,7 @@ class Governor:
         if terms is not None and ruling.verdict != "deny" and ruling.reason is not Reason.STALE_FALLBACK:
             if not self.is_full(state):
                 return [*done, self._contend(state, proposal, ruling, terms, place)]
-            variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+            variables = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
             if terms.conflicts_with or is_concerned(state.contests, proposal, terms, variables):
                 told = f"{self._max_holds} proposals wait for each other already"
                 ruling = ruling._replace(verdict="deny", reason=Reason.LOST, told=told)
@@ -177,7 +178,7 @@ class Governor:
                 command_id = None
             elif command_id is not None:
                 assert ruling.judgement is not None  # only what policies allow is claimed
-                variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+                variables = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
                 takes_cost = len(ruling.judgement.amounts.intersection(variables)) < 2
                 state.claim(command_id, claim.claim_id, takes_cost=takes_cost)
         if ruling.verdict == "allow":
@@ -214,7 +215,7 @@ class Governor:
         is_bounded = judgement is not None and (judgement.wide or judgement.circuit)
         if ruling.verdict != "allow" or judgement is None or not is_bounded or ruling.override is not None:
             return None
-        values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        values = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
         limits = tuple(_claimed(name, limit, values) for name, limit in judgement.wide)
         what = orjson.dumps([limit.model_dump() for limit in limits]).decode()
         return Claim(
@@ -229,7 +230,7 @@ class Governor:
         proposed_at: tuple[int, int], instead_of: Hold | None,
     ) -> Hold:  # fmt: skip
         assert ruling.judgement is not None  # only policies hold
-        values = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        values = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
         excluded = instead_of.excluded() if instead_of is not None else ()  # an edit takes nobody's name away
         return Hold(
             approval_id, proposal.to_dict(), None if ruling.replaced is None else dict(ruling.replaced),
@@ -249,7 +250,7 @@ class Governor:
     def _contend(
         self, state: SubjectState, proposal: Incoming, ruling: Ruling, terms: Arbitration, place: Place
     ) -> Decided:
-        variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        variables = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
         contest = join(
             state.contests, proposal, terms, variables, place.partition, place.offset,
             now_ms=state.clock_ms, wall_ms=place.wall_ms,
@@ -337,7 +338,7 @@ class Governor:
         terms = _terms(ruling)
         if terms is None or ruling.reason is Reason.STALE_FALLBACK:
             return member
-        variables = self._variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
+        variables = self.variables(proposal, ruling.action, ruling.parameters, 0.0, ruling.counters)
         return renewed(member, terms, variables)
 
     # ------------------------------------------------------------------------------ step 8: people
@@ -471,8 +472,8 @@ class Governor:
             ),
             sha256=word.signed_sha256,
         )  # fmt: skip
-        counters = self._counters(state, proposal, override.action)
-        variables = self._variables(proposal, override.action, override.parameters, 0.0, counters)
+        counters = self.counters(state, proposal, override.action)
+        variables = self.variables(proposal, override.action, override.parameters, 0.0, counters)
         scope = self._scope(state, proposal, policies, override.action)
         judgement = replace(
             scope.judge(variables), outcome_within_s=scope.outcome_within_s, cooldown_s=scope.cooldown_s,
@@ -581,29 +582,28 @@ class Governor:
         if policies.is_paused(data.agent, data.action, proposal.subject):
             return Ruling(
                 "deny", Reason.PAUSED, "paused: domain, agent, action or subject", data.action, data.parameters,
-                self._counters(state, proposal, data.action),
+                self.counters(state, proposal, data.action),
             )  # fmt: skip
         scope = self._scope(state, proposal, policies, data.action)
-        ruling = self._ruled(state, proposal, policies, scope, approved)
+        asked = _Asked(self, state, proposal, data.action, data.parameters)
+        ruling = self._ruled(asked, policies, scope, approved)
         if scope.candidate is None:
             return ruling
-        would = self._ruled(state, proposal, policies, scope.candidate, approved, ruling.beside)
+        would = self._ruled(asked, policies, scope.candidate, approved, ruling.beside)
         return ruling._replace(
             candidate={"verdict": would.verdict, "reason": would.reason.value, "policies": would.matched}
         )
 
     def _ruled(
-        self, state: SubjectState, proposal: Incoming, policies: PolicySet, scope: Scope, approved: Approved,
-        judged: Judgement | None = None,
-    ) -> Ruling:  # fmt: skip
+        self, asked: _Asked, policies: PolicySet, scope: Scope, approved: Approved, judged: Judgement | None = None
+    ) -> Ruling:
         """Steps 3 to 6 under the policies of one scope, with their fallback in the place of a stale proposal's action."""
-        data = proposal.data
+        state, proposal, data = asked.state, asked.proposal, asked.proposal.data
         stale = self._stale(state, proposal, scope)
         if stale is None:
-            return self._rule(state, proposal, scope, data.action, data.parameters, approved, judged)
+            return self._rule(asked, scope, approved, judged)
         reason, told = stale
-        counters = self._counters(state, proposal, data.action)
-        denied = Ruling("deny", reason, told, data.action, data.parameters, counters)
+        denied = Ruling("deny", reason, told, data.action, data.parameters, asked.counters)
         fallback = scope.fallback
         if fallback is None:
             return denied
@@ -614,9 +614,9 @@ class Governor:
         if policies.is_paused(data.agent, fallback.action, proposal.subject):
             return denied._replace(told=f"{told}; the fallback {fallback.action} is paused")
         ruled = self._rule(
-            state, proposal, self._scope(state, proposal, policies, fallback.action).seen_by(scope.standing),
-            fallback.action, fallback.parameters,
-        )  # fmt: skip
+            _Asked(self, state, proposal, fallback.action, fallback.parameters),
+            self._scope(state, proposal, policies, fallback.action).seen_by(scope.standing),
+        )
         if ruled.verdict == "allow":
             return ruled._replace(
                 reason=Reason.STALE_FALLBACK, told=f"{told}; instead {ruled.told}", beside=None,
@@ -649,7 +649,8 @@ class Governor:
         return None
 
     @staticmethod
-    def _counters(state: SubjectState, proposal: Incoming, action: str) -> dict[str, int | float]:
+    def counters(state: SubjectState, proposal: Incoming, action: str) -> dict[str, int | float]:
+        """What was allowed of the action before, and how often the chain went round."""
         return {
             "allowed_1h": state.count(action, HOUR_MS),
             "allowed_24h": state.count(action, DAY_MS),
@@ -657,32 +658,28 @@ class Governor:
         }
 
     def _rule(
-        self,
-        state: SubjectState,
-        proposal: Incoming,
-        scope: Scope,
-        action: str,
-        parameters: Mapping[str, Scalar],
-        approved: Approved = (),
-        judged: Judgement | None = None,
+        self, asked: _Asked, scope: Scope, approved: Approved = (), judged: Judgement | None = None
     ) -> Ruling:
         """Steps 4 to 6 for one action. `judged`: what the policies of the scope say, where they were asked already."""
-        counters = self._counters(state, proposal, action)
-        looped = self._looped(state, proposal, deed(self._contract.actions[action], parameters))
+        action, parameters, counters = asked.action, asked.parameters, dict(asked.counters)
+        looped = asked.looped
         if looped and (scope.standing == "decides" or looped[0] not in (Reason.IN_FLIGHT, Reason.COOLING_DOWN)):
             return Ruling("deny", *looped, action, parameters, counters)
-        age_s = (state.clock_ms - proposal.features_ms) / 1000
-        variables = self._variables(proposal, action, parameters, age_s, counters)
-        judgement, beside = (judged, None) if judged is not None else scope.judge_both(variables, approved=approved)
+        judgement, beside = (
+            (judged, None) if judged is not None else scope.judge_both(asked.variables, approved=approved)
+        )
         # A candidate that waits for no outcome, or for none that failed, would not have been stopped by one.
         if looped and (judgement.verdict != "allow" or _waits(judgement, looped[0])):
             return Ruling("deny", *looped, action, parameters, counters)
-        over = over_limit(state, proposal.data.agent, action, variables, judgement, counters)
+        over = over_limit(asked.state, asked.proposal.data.agent, action, asked.variables, judgement, counters)
         verdict, reason, told = over or (judgement.verdict, judgement.reason, judgement.explanation)
         return Ruling(verdict, reason, told, action, parameters, counters, judgement, beside)
 
-    def _looped(self, state: SubjectState, proposal: Incoming, asked: str) -> tuple[Reason, str] | None:
-        """Step 4: the loop guard. `asked`: what would be done (subject.py `deed`)."""
+    def looped(
+        self, state: SubjectState, proposal: Incoming, action: str, parameters: Mapping[str, Scalar]
+    ) -> tuple[Reason, str] | None:
+        """Step 4: the loop guard."""
+        asked = deed(self._contract.actions[action], parameters)
         if proposal.hops > self._max_hops:
             told = f"{proposal.hops} times round the loop, at most {self._max_hops}"
             return Reason.HOP_LIMIT, told
@@ -715,7 +712,7 @@ class Governor:
         age_s = ((state.clock_ms or proposal.event_ms) - proposal.features_ms) / 1000
         detail: tuple[object, ...] = ()
         if policies.counts_in_detail:
-            variables = self._variables(proposal, action, ruling.parameters, age_s, ruling.counters)
+            variables = self.variables(proposal, action, ruling.parameters, age_s, ruling.counters)
             values = {name: variables[name] for name in policies.counted_by if name in variables}
             values |= cost_of(judgement.amounts.intersection(variables), values)
             detail = (proposal.data.agent, values, command_id, None)
@@ -741,12 +738,12 @@ class Governor:
     def recorded_variables(self, proposal: Incoming, decision: Mapping[str, Any]) -> dict[str, object]:
         """What the policies saw when a recorded decision was made about its proposal."""
         clock_ms = parse_time_ms(decision["decided_at_event_time"])
-        return self._variables(
+        return self.variables(
             proposal, proposal.data.action, proposal.data.parameters,
             (clock_ms - proposal.features_ms) / 1000, decision["counters"],
         )  # fmt: skip
 
-    def _variables(
+    def variables(
         self,
         proposal: Incoming,
         action: str,
@@ -754,6 +751,7 @@ class Governor:
         age_s: float,
         counters: Mapping[str, int | float],
     ) -> dict[str, object]:
+        """What CEL sees of an action."""
         data = proposal.data
         variables: dict[str, object] = {
             "action": action,
@@ -774,6 +772,32 @@ class Governor:
             if (value := parameters.get(name)) is not None:
                 variables[variable] = value
         return variables
+
+
+class _Asked:
+    """One action that a proposal leads to, and what the policies that decide and their candidate see of it alike.
+
+    Found when it is first asked for; a `Governor` says what.
+    """
+
+    def __init__(
+        self, governor: Governor, state: SubjectState, proposal: Incoming, action: str, parameters: Mapping[str, Scalar]
+    ) -> None:
+        self._governor = governor
+        self.state = state
+        self.proposal = proposal
+        self.action = action
+        self.parameters = parameters
+        self.counters: Mapping[str, int | float] = governor.counters(state, proposal, action)
+
+    @cached_property
+    def looped(self) -> tuple[Reason, str] | None:
+        return self._governor.looped(self.state, self.proposal, self.action, self.parameters)
+
+    @cached_property
+    def variables(self) -> Mapping[str, object]:
+        age_s = (self.state.clock_ms - self.proposal.features_ms) / 1000
+        return self._governor.variables(self.proposal, self.action, self.parameters, age_s, self.counters)
 
 
 def _terms(ruling: Ruling) -> Arbitration | None:

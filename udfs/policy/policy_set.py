@@ -201,7 +201,7 @@ class Scope:
         return self.candidate if self.candidate is not None and self.candidate.standing == standing else self
 
     def _say(self, said: Sequence[Evaluation], approved: Collection[tuple[str, int]]) -> Judgement:
-        values = tuple(evaluation.value for evaluation in said)
+        values = tuple([evaluation.value for evaluation in said])
         if approved or None in values:
             return self._conclude(said, approved)
         judgement = self._judgements.get(values)  # type: ignore[arg-type]
