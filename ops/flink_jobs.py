@@ -223,7 +223,7 @@ def cancel(home: Home, domain: str | None = None, jobs: Iterable[str] | None = N
     wanted = None if jobs is None else {f"{domain}.{job}" for job in jobs}
     for job_id, name in unfinished(home, domain).items():
         if wanted is None or name in wanted:
-            httpx.patch(f"http://127.0.0.1:{port}/jobs/{job_id}?mode=cancel", timeout=10)
+            cluster.rest_client().patch(f"http://127.0.0.1:{port}/jobs/{job_id}?mode=cancel", timeout=10)
 
 
 def wait_cancelled(home: Home, domain: str | None = None, *, timeout_s: float = 30) -> None:

@@ -175,7 +175,7 @@ class Resubmission:
         content = plan.read_bytes()
         if content.count(before) != 1:
             raise JobFailed(f"{plan}: expected the job id {plan.name} in it once, came {content.count(before)} times")
-        answer = httpx.post(
+        answer = cluster.rest_client().post(
             f"http://127.0.0.1:{rest_port(self._home)}/v1/jobs",
             files={
                 "request": (None, json.dumps({"executionPlanFileName": "plan", "jobJarFileNames": [],

@@ -237,7 +237,7 @@ def _savepoint(home: Home, running: JobState, folder: Path) -> str:
     trigger = os.urandom(16).hex()  # ours, so that the order can be asked for even when its answer was lost
     try:
         with suppress(httpx.TransportError):  # accepted or not, that is what is asked next
-            answer = httpx.post(
+            answer = cluster.rest_client().post(
                 f"http://127.0.0.1:{flink_jobs.rest_port(home)}/jobs/{running.job_id}/stop", timeout=30,
                 json={"targetDirectory": (folder / "savepoints" / running.job_id).as_uri(), "drain": False,
                       "formatType": "NATIVE", "triggerId": trigger},

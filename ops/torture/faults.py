@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import psutil
 
 from contracts.errors import JobFailed
@@ -268,7 +267,7 @@ def _stopped_with_savepoints(bed: Bed) -> dict[str, str]:
     base = f"http://127.0.0.1:{flink_jobs.rest_port(bed.home)}"
     asked: dict[str, str] = {}
     for job in flink_jobs.states(bed.home, DOMAIN):
-        answer = httpx.post(f"{base}/jobs/{job.job_id}/stop", json={"drain": False}, timeout=30)
+        answer = cluster.rest_client().post(f"{base}/jobs/{job.job_id}/stop", json={"drain": False}, timeout=30)
         answer.raise_for_status()
         asked[job.name.removeprefix(f"{DOMAIN}.")] = f"/jobs/{job.job_id}/savepoints/{answer.json()['request-id']}"
     port = flink_jobs.rest_port(bed.home)
