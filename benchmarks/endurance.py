@@ -297,7 +297,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 def overload(minutes: float) -> dict[str, Any]:
     """Five times the maximum for so long: what is lost, how long until all is decided, latency before and after.
 
-    `drain_s` counts from the last fact written. `pressure` tells of each job, while there was too much: its lag at
+    `offered_per_s`: facts appended, from the first to the last of them. `drain_s` counts from the last fact written. `pressure` tells of each job, while there was too much: its lag at
     most, and what `./flyball status` said of it on average; `bottleneck`, whose lag was largest.
     """
     with running() as bench:
@@ -305,18 +305,19 @@ def overload(minutes: float) -> dict[str, Any]:
         count = round(5 * bench.maximum * 60 * minutes)
         wanted = bench.follow.seen.facts + count
         looks = _Looks(bench.home)
-        began = time.monotonic()
         flow = start_load(bench.home, "facts", count, rate=5 * bench.maximum, run="overload")
         _until_written(bench, flow, looks.look)
         ended, backlog = time.monotonic(), bench.follow.seen.open
         bench.follow.wait_decided(wanted, looks.look)
         drained = time.monotonic()
         looks.close()
+        appended_ms = [at_ms for at_ms, _ in bench.follow.seen.taken["overload"]]
+        offered_s = (max(appended_ms) - min(appended_ms)) / 1000
         bench.at(bench.maximum / 2, 20, "after")
         return {
-            "maximum_facts_per_s": bench.maximum, "facts": count, "offered_per_s": count / (ended - began),
+            "maximum_facts_per_s": bench.maximum, "facts": count, "offered_per_s": count / offered_s,
             "undecided": bench.follow.seen.open, "repeated": bench.follow.seen.repeated, "backlog": backlog,
-            "drain_s": drained - ended, "decided_per_s": count / (drained - began),
+            "drain_s": drained - ended, "decided_per_s": count / (offered_s + drained - ended),
             **bench.follow.seen.told("before", "before_"), **bench.follow.seen.told("overload", "overload_"),
             **bench.follow.seen.told("after", "after_"),
             "pressure": looks.told(), "bottleneck": looks.bottleneck(),

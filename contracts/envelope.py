@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import pydantic_core
@@ -69,7 +70,7 @@ def parse_time_ms(text: str) -> int:
     """
     if _USUAL_TIME.match(text):
         try:
-            return (datetime.fromisoformat(text) - _EPOCH) // _MILLISECOND
+            return _usual_ms(text)
         except ValueError:
             pass  # year 0, a leap second or no such date: the full grammar knows
     found = _TIME.match(text)
@@ -97,6 +98,13 @@ def parse_time_ms(text: str) -> int:
     return since_epoch // _MILLISECOND + int(((fraction or "") + "000")[:3])
 
 
+# One event tells the same instants again and again: when it was, when its features were, when it was decided.
+@lru_cache(maxsize=1024)
+def _usual_ms(text: str) -> int:
+    return (datetime.fromisoformat(text) - _EPOCH) // _MILLISECOND
+
+
+@lru_cache(maxsize=1024)
 def format_time_ms(instant_ms: int) -> str:
     """RFC 3339 in UTC with `Z`, with milliseconds only where there are any."""
     instant = _NAIVE_EPOCH + timedelta(milliseconds=instant_ms)

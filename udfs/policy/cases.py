@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -103,7 +103,7 @@ def play(
         while True:
             after = SubjectState.from_json(state.to_json())
             try:
-                asked = replace(place, grants=grants)
+                asked = place._replace(grants=grants)
                 if trigger is None:
                     played.decided.extend(governor.tick(after, policies, asked))
                 elif isinstance(trigger, Word):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pyflink.common import Row, Types
@@ -187,13 +186,13 @@ class Govern(KeyedBroadcastProcessFunction):
         was_ms, proposal_id, overriding = state.clock_ms, "", ""
         try:
             if log_topic == _CLOCK:
-                done = self._pure(subject, self._governor.tick, state, policies, replace(place, trigger="clock"))
+                done = self._pure(subject, self._governor.tick, state, policies, place._replace(trigger="clock"))
             elif log_topic == self._approvals:
                 word = self._pure(subject, self._governor.read.word, key, value, policies.people)
                 overriding = override_id(word) if isinstance(word.data, Override) else ""
                 if overriding and self._seen.has_override(overriding):
                     return
-                done = self._pure(subject, self._governor.hear, state, word, policies, replace(place, trigger="answer"))
+                done = self._pure(subject, self._governor.hear, state, word, policies, place._replace(trigger="answer"))
             else:
                 proposal = self._pure(subject, self._governor.read.proposal, key, value)
                 proposal_id = proposal.id

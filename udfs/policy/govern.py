@@ -272,7 +272,7 @@ class Governor:
         """The subject's clock goes on to `event_ms`, if that is later; contests it ends are decided."""
         state.go_on_to(event_ms)
         due = [contest for contest in state.contests if contest.closes_ms <= state.clock_ms]
-        return self._close(state, due, policies, replace(place, trigger="event_time")) if due else []
+        return self._close(state, due, policies, place._replace(trigger="event_time")) if due else []
 
     def tick(self, state: SubjectState, policies: PolicySet, place: Place) -> list[Decided]:
         """Whatever `place.wall_ms` ends: contests, and deadlines of people."""
@@ -438,7 +438,7 @@ class Governor:
         )
         told = f"{answer.person} changed {changes}; decided anew as {new_id}"
         ended = self._end(state, hold, Reason.EDITED, told, policies, place, word.id)
-        edited = replace(proposal, data=proposal.data.model_copy(update={"parameters": parameters}))
+        edited = proposal._replace(data=proposal.data.model_copy(update={"parameters": parameters}))
         ruling = self._stale_or_ruled(state, edited, policies)
         first_proposed = (hold.replaced or {"parameters": before})["parameters"]
         editors = [each for each in (hold.replaced or {}).get("by", "").split(EDITORS) if each]

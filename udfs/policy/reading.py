@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -24,8 +24,7 @@ from udfs.policy.signing import is_signed, to_sign
 from udfs.serde import refuse_large
 
 
-@dataclass(frozen=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A proposal as read from its topic, envelope and data, checked against the contract."""
 
     id: str
@@ -40,8 +39,7 @@ class Incoming:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        raw = {field.name: getattr(self, field.name) for field in fields(self)}
-        return raw | {"data": self.data.model_dump(mode="json")}
+        return self._asdict() | {"data": self.data.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Incoming:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,8 +21,7 @@ from udfs.serde import write_event
 STAGE = "govern"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where in the log `govern` stands when it decides, and the wall clock; recorded with the decision.
 
     `partition` and `offset` are those of what triggered it (nothing for the clock). `grants`: what
@@ -35,11 +33,10 @@ class Place:
     policies_offset: int = -1
     trigger: Trigger = "proposal"
     wall_ms: int = 0
-    grants: Mapping[str, Grant] = field(default_factory=dict)
+    grants: Mapping[str, Grant] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Decided:
+class Decided(NamedTuple):
     """One entry of the subject's chain (a decision or a note), and the command it allows.
 
     `verdict`: a decision's. `settlement`: of its claim, when the command's outcome had come before it.
