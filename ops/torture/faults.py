@@ -31,6 +31,7 @@ FULL_S = 10.0
 # No file of the process grows beyond this: what a full disk does, without one.
 FULL_BYTES = 4096
 SLOW_MS = 10_000.0
+LOOKED_EVERY_S = 2.0
 PAUSES_S = 60.0
 KILLS_IN_TRANSACTION = 3
 # heartbeat.timeout is 4.5 s, the broker's session 3 s.
@@ -325,8 +326,10 @@ def slow_agent(bed: Bed, name: str) -> Result:
     bed.play_for(PLAYED_S)
     slow_at = time.monotonic()
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": SLOW_MS})
-    bed.play_for(2 * PLAYED_S)
-    open_calls = flink_jobs.open_calls(bed.home, DOMAIN)
+    open_calls = 0  # Flink fetches an operator's metrics for the next look, not for this one
+    while time.monotonic() < slow_at + 2 * PLAYED_S:
+        bed.play_for(LOOKED_EVERY_S)
+        open_calls = max(open_calls, flink_jobs.open_calls(bed.home, DOMAIN))
     result = bed.finish(name, load, since=None)  # nothing stops
     model.behaviour = model.behaviour.model_copy(update={"latency_ms": 50.0})
     before = _latency_ms(bed, load, since=measured_from, until=slow_at)
