@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -119,18 +121,23 @@ def torture(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
     """Ruff, mypy and every test; further arguments go to pytest (then only pytest runs)."""
-    steps = [[sys.executable, "-m", "pytest", *context.args]]
-    if not context.args:
-        steps = [
-            [sys.executable, "-m", "ruff", "check", "."],
-            [sys.executable, "-m", "mypy"],
-            *steps,
-        ]
-    for step in steps:
-        err.print(f"[dim]$ {' '.join(step[2:])}[/dim]")
-        code = subprocess.run(step, cwd=CHECKOUT, check=False).returncode
-        if code:
-            raise typer.Exit(code)
+    tests = ["pytest", *context.args]
+    if context.args:
+        raise typer.Exit(_started(tests).wait())
+    if code := _started(["ruff", "check", "."]).wait():
+        raise typer.Exit(code)
+    # Beside the quick tests, which take one core. Types that are wrong end the tests: they are told at once.
+    types, suite = _started(["mypy"]), _started(tests)
+    while suite.poll() is None and not types.poll():
+        time.sleep(0.2)
+    if types.wait():
+        suite.send_signal(signal.SIGINT)  # pytest stops what it started
+    raise typer.Exit(suite.wait() or types.returncode)
+
+
+def _started(check: list[str]) -> subprocess.Popen[bytes]:
+    err.print(f"[dim]$ {' '.join(check)}[/dim]")
+    return subprocess.Popen([sys.executable, "-m", *check], cwd=CHECKOUT)
 
 
 @command(app, "help")
