@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -131,8 +130,9 @@ def test(context: typer.Context) -> None:
     while suite.poll() is None and not types.poll():
         time.sleep(0.2)
     if types.wait():
-        suite.send_signal(signal.SIGINT)  # pytest stops what it started
-    raise typer.Exit(suite.wait() or types.returncode)
+        suite.terminate()  # instances that tests started end with pytest
+    code = suite.wait()
+    raise typer.Exit(types.returncode or code)
 
 
 def _started(check: list[str]) -> subprocess.Popen[bytes]:
