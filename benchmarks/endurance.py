@@ -297,8 +297,9 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 def overload(minutes: float) -> dict[str, Any]:
     """Five times the maximum for so long: what is lost, how long until all is decided, latency before and after.
 
-    `offered_per_s`: facts appended, from the first to the last of them. `drain_s` counts from the last fact written. `pressure` tells of each job, while there was too much: its lag at
-    most, and what `./flyball status` said of it on average; `bottleneck`, whose lag was largest.
+    `offered_per_s`: facts appended, from the first to the last of them. `drain_s` counts from the last fact written.
+    `pressure` tells of each job, while there was too much: its lag at most, and what `./flyball status` said of it on
+    average; `bottleneck`, whose lag was largest.
     """
     with running() as bench:
         bench.at(bench.maximum / 2, 20, "before")

@@ -679,23 +679,23 @@ class Governor:
         self, state: SubjectState, proposal: Incoming, action: str, parameters: Mapping[str, Scalar]
     ) -> tuple[Reason, str] | None:
         """Step 4: the loop guard."""
-        asked = deed(self._contract.actions[action], parameters)
+        wanted = deed(self._contract.actions[action], parameters)
         if proposal.hops > self._max_hops:
             told = f"{proposal.hops} times round the loop, at most {self._max_hops}"
             return Reason.HOP_LIMIT, told
         agent = proposal.data.agent
         for _, chain, by, what, hops in state.chains if proposal.hops else ():
-            if (chain, by, what) == (proposal.correlation_id, agent, asked) and proposal.hops > hops:
-                told = f"{agent} had {asked} allowed in this chain before, {proposal.hops - hops} loops ago"
+            if (chain, by, what) == (proposal.correlation_id, agent, wanted) and proposal.hops > hops:
+                told = f"{agent} had {wanted} allowed in this chain before, {proposal.hops - hops} loops ago"
                 return Reason.CAUSE_REPEATED, told
         for flight in state.flying():
-            if deed_of(flight) == asked:
+            if deed_of(flight) == wanted:
                 left_s = (flight[1] - state.clock_ms) / 1000
-                told = f"{asked} was commanded and has no outcome; it lapses in {left_s:.1f} s of event time"
+                told = f"{wanted} was commanded and has no outcome; it lapses in {left_s:.1f} s of event time"
                 return Reason.IN_FLIGHT, told
-        if (until_ms := state.cooling_ms.get(asked, 0)) > state.clock_ms:
+        if (until_ms := state.cooling_ms.get(wanted, 0)) > state.clock_ms:
             left_s = (until_ms - state.clock_ms) / 1000
-            return Reason.COOLING_DOWN, f"{asked} failed; it waits for another {left_s:.1f} s of event time"
+            return Reason.COOLING_DOWN, f"{wanted} failed; it waits for another {left_s:.1f} s of event time"
         return None
 
     def _remember(
@@ -777,7 +777,7 @@ class Governor:
 class _Asked:
     """One action that a proposal leads to, and what the policies that decide and their candidate see of it alike.
 
-    Found when it is first asked for; a `Governor` says what.
+    What is stale needs only the counters. The loop guard looks at its own turn, not before: it forgets commands that have lapsed.
     """
 
     def __init__(
