@@ -9,7 +9,7 @@ from pathlib import Path
 from contracts.errors import SetupFailed
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
-from ops.setup import compiler_options, jar_paths, java_home
+from ops.setup import jar_paths, java_home, java_options
 
 HEAP = "384m"
 CLUSTER_ID = "flyballflyballflyball0"
@@ -23,7 +23,6 @@ def _java(home: Home, java: Path, heap: str, *options: str) -> list[str]:
     class_path = os.pathsep.join(str(jar) for jar in jar_paths(home, "broker"))
     return [
         str(java / "bin" / "java"),
-        *options,
         f"-Xmx{heap}",
         "-Xms64m",
         "-XX:+UseSerialGC" if heap == "64m" else "-XX:+UseG1GC",
@@ -31,6 +30,7 @@ def _java(home: Home, java: Path, heap: str, *options: str) -> list[str]:
         "-Djava.awt.headless=true",
         f"-Dlog.file={home.logs / 'broker.log'}",
         f"-Dlog4j2.configurationFile={CHECKOUT / 'conf' / 'log4j2.properties'}",
+        *options,
         "-cp",
         class_path,
     ]
@@ -77,5 +77,5 @@ def prepare(home: Home, ports: dict[str, int], *, is_secure: bool = False) -> No
 
 def command(home: Home, java: Path) -> list[str]:
     """The broker's own process."""
-    options = ClassData.of("broker", java).options()
-    return [*_java(home, java, HEAP, *compiler_options(), *options), "kafka.Kafka", str(_properties_file(home))]
+    options = [*ClassData.of("broker", java).options(), *java_options()]
+    return [*_java(home, java, HEAP, *options), "kafka.Kafka", str(_properties_file(home))]

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 from contracts.errors import SetupFailed
 from ops.class_data import ClassData
 from ops.home import CHECKOUT, Home
-from ops.setup import compiler_options, jar_paths
+from ops.setup import jar_paths, java_options
 
 FLINK = Path(pyflink.__file__).parent
 # The heap of conf/flink.yaml takes all jobs of a domain. Where there are several TaskManagers, each has a part of them.
@@ -93,7 +93,7 @@ def asked_settings() -> dict[str, Any]:
 def prepare(home: Home, ports: dict[str, int], taskmanagers: int = 1) -> None:
     """Write the cluster's configuration and its folders of links to jars.
 
-    Raises SetupFailed for a FLYBALL_FLINK that is no mapping, or with a size of memory that is none.
+    Raises SetupFailed for a FLYBALL_FLINK that is no mapping, or with a size of memory that is none, and as `java_options`.
     """
     root = folder(home)
     _link_jars(home)
@@ -102,7 +102,9 @@ def prepare(home: Home, ports: dict[str, int], taskmanagers: int = 1) -> None:
     shipped = YAML(typ="safe").load((CHECKOUT / "conf" / "flink.yaml").read_text())
     settings = _merge(_nested(shipped), _HEAP_OF_SEVERAL if taskmanagers > 1 else {})
     settings = _merge(settings, asked_settings())
-    _java_sizes(settings)  # refuses here what a TaskManager could not start with
+    # Refused here what a TaskManager could not start with.
+    _java_sizes(settings)
+    java_options()
     runtime: dict[str, Any] = {
         # Without a bind-host both listen on every address of the machine.
         "jobmanager": {"rpc": {"address": "127.0.0.1", "port": ports["jobmanager"]}, "bind-host": "127.0.0.1"},
@@ -231,7 +233,7 @@ def taskmanager_command(home: Home, java: Path, index: int) -> list[str]:
                # their way and checkpoints, lands among the old, which fills within minutes and is collected while all wait.
                "-XX:-UseAdaptiveSizePolicy", "-XX:SurvivorRatio=6",
                "-XX:MetaspaceSize=192m", "-XX:MaxMetaspaceSize=256m",
-               "-XX:-DontCompileHugeMethods", *compiler_options(), *class_data),
+               "-XX:-DontCompileHugeMethods", *class_data, *java_options()),
         "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
         "--configDir",
         str(conf_dir(home)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -52,12 +53,18 @@ def java_version(home: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def compiler_options() -> list[str]:
-    """JVM options of TaskManagers and broker: where FLYBALL_PARALLELISM asks for several subtasks, C2 starts later.
+def java_options() -> list[str]:
+    """JVM options of TaskManagers and broker: those of FLYBALL_JAVA_OPTIONS, last of all, so that they win.
 
-    In the first minute it took 0.4 of a core from more subtasks than there were cores (docs/decisions/0029).
+    Before them, where FLYBALL_PARALLELISM asks for several subtasks, C2 starts later: in the first minute it took 0.4 of
+    a core from more subtasks than there were cores (docs/decisions/0029). Raises SetupFailed for a quote that does not end.
     """
-    return [] if os.environ.get("FLYBALL_PARALLELISM", "") in ("", "1") else _UNHURRIED
+    unhurried = [] if os.environ.get("FLYBALL_PARALLELISM", "") in ("", "1") else _UNHURRIED
+    text = os.environ.get("FLYBALL_JAVA_OPTIONS", "")
+    try:
+        return [*unhurried, *shlex.split(text)]
+    except ValueError as error:
+        raise SetupFailed(f"FLYBALL_JAVA_OPTIONS: expected JVM options, came {text!r:.200}: {error}") from None
 
 
 @cache

@@ -31,6 +31,8 @@ from tests.loop import Loop, Said
 for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
     if _name not in ("FLYBALL_PYTHON", "FLYBALL_JAVA_HOME"):
         del os.environ[_name]
+# Instances of a minute: a fifth of what ran was the optimising compiler, for code that soon ends.
+os.environ["FLYBALL_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
 os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
 

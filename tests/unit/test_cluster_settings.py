@@ -1,4 +1,4 @@
-"""FLYBALL_FLINK over conf/flink.yaml; and the names `./flyball bench --only` takes."""
+"""FLYBALL_FLINK over conf/flink.yaml, FLYBALL_JAVA_OPTIONS over our own; and the names `./flyball bench --only` takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.bench import plans
 from contracts.errors import SetupFailed
 from ops import cli, cluster
 from ops.home import Home
+from ops.setup import java_options
 
 
 def test_an_asked_option_takes_the_shipped_ones_place_however_it_is_nested(
@@ -73,6 +74,21 @@ def test_what_is_no_mapping_is_refused(text: str, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(SetupFailed, match="FLYBALL_FLINK: expected a YAML mapping"):
         cluster.asked_settings()
+
+
+def test_options_of_ones_own_come_last_so_that_they_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_PARALLELISM", "4")
+    monkeypatch.setenv("FLYBALL_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -Dsaid='two words'")
+
+    assert java_options()[-2:] == ["-XX:TieredStopAtLevel=1", "-Dsaid=two words"]
+
+
+def test_an_open_quote_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYBALL_JAVA_OPTIONS", "-Dsaid='two words")
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+
+    with pytest.raises(SetupFailed, match="FLYBALL_JAVA_OPTIONS: expected JVM options"):
+        cluster.prepare(Home(tmp_path), {"jobmanager": 1, "rest": 2})
 
 
 def test_the_help_of_bench_lists_every_measurement() -> None:
