@@ -71,8 +71,9 @@ class StandInProducer:
         self._sent.put(lambda: on_delivery(None, stored))
 
     def poll(self, timeout: float) -> None:
+        """Returns early where nothing was sent: whoever closes waits for its end."""
         with contextlib.suppress(queue.Empty):
-            self._sent.get(timeout=timeout)()
+            self._sent.get(timeout=min(timeout, 0.02))()
 
 
 class StandInConsumer:

@@ -34,6 +34,7 @@ for _name in [name for name in os.environ if name.startswith("FLYBALL_")]:
 # Instances of a minute: a fifth of what ran was the optimising compiler, for code that soon ends.
 os.environ["FLYBALL_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 os.environ["FLYBALL_SEAL_EVERY_S"] = "2"  # or tests would wait for heads
+os.environ["FLYBALL_RECOVERY_INTERVAL_MS"] = "1000"  # or they would wait for offsets, which are committed with a checkpoint
 os.environ["FLYBALL_MODEL_SERVER"] = "{latency_ms: 200}"
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it tells of every slow moment and every stop

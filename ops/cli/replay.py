@@ -49,11 +49,12 @@ def replay(
         )
         if found["changes"]:
             print_table(
-                ("action", "recorded", "now", "by", "how many", "outcomes lost", "for example"),
+                ("action", "recorded", "now", "by", "how many", "outcomes lost", "asks", "for example"),
                 (
                     (
                         change["action"], change["before"], change["after"], change["policies"], change["count"],
-                        ", ".join(f"{status} {n}" for status, n in change["outcomes"].items()), change["examples"][0],
+                        *(", ".join(f"{what} {n}" for what, n in change[name].items()) for name in ("outcomes", "approvals")),
+                        change["examples"][0],
                     )
                     for change in found["changes"]
                 ),

@@ -144,6 +144,25 @@ def test_what_people_led_to_is_not_compared_with_candidates() -> None:
     assert counts(replayed(lines(case=case), policies_of({"policies": [{"id": "may"}]}), CANDIDATES)) == (1, 1, 0)
 
 
+def test_a_command_that_people_let_go_is_lost_with_the_decision_they_were_asked_by() -> None:
+    case = {
+        "policies": [{"id": "wait", "verdict": "hold"}],
+        "given": [{}, {"answer_to": 0, "answer": "approve", "by": "ada"}, {"at": 60}],
+    }
+    (denied,) = replayed(lines(case=case), policies_of({"policies": [{"id": "may", "when": "false"}]}), CANDIDATES).to_dict()["changes"]
+    assert (denied["before"], denied["after"], denied["count"]) == ("hold held_by_policy", "deny no_policy_matched", 2)
+    assert denied["outcomes"] == {"none yet": 1}, "nobody let the second one go"
+    (allowed,) = replayed(lines(case=case), policies_of({"policies": [{"id": "may"}]}), CANDIDATES).to_dict()["changes"]
+    assert (allowed["after"], allowed["outcomes"]) == ("allow allowed_by_policy", {})
+
+
+def test_a_change_tells_what_would_be_asked_of_people() -> None:
+    asking = {"id": "ask", "verdict": "require_approval", "approval": {"roles": ["approver"], "approvers": 2, "within_s": 60}}
+    found = replayed(lines(), policies_of({"policies": [asking, {"id": "wait", "verdict": "hold"}]}), CANDIDATES)
+    (change,) = found.to_dict()["changes"]
+    assert (change["count"], change["approvals"]) == (3, {"1 of approver": 3, "2 of approver": 3})
+
+
 def test_what_was_paused_is_paused_under_candidates_too_until_it_was_resumed() -> None:
     may = Policy(policy_id="may", version=1, status="active", when="true", verdict="allow", reason="r")
     events = [may, PolicySwitch(paused=True, agent="a"), PolicySwitch(paused=True), PolicySwitch(paused=False, agent="a"), PolicySwitch(paused=False)]

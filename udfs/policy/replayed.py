@@ -46,16 +46,21 @@ class Terms:
 class Change:
     """Decisions that changed alike. `outcomes`: how many of the commands that would not be had which.
 
-    `examples` are the lowest ids, so that they do not depend on the order of subjects.
+    A command that people let go counts with the decision they were asked by. `approvals`: what would be asked of people,
+    "2 of approver", and how often. `examples` are the lowest ids, so that they do not depend on the order of subjects.
     """
 
     count: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    approvals: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def add(self, count: int, outcomes: Mapping[str, int], examples: Sequence[str]) -> None:
+    def add(
+        self, count: int, outcomes: Mapping[str, int], approvals: Mapping[str, int], examples: Sequence[str]
+    ) -> None:
         self.count += count
         self.outcomes.update(outcomes)
+        self.approvals.update(approvals)
         self.examples = sorted({*self.examples, *examples})[:_EXAMPLES]
 
 
@@ -83,7 +88,7 @@ class Replayed:
                 {
                     "action": action, "before": before, "after": after, "policies": policies,
                     "count": change.count, "outcomes": dict(sorted(change.outcomes.items())),
-                    "examples": change.examples,
+                    "approvals": dict(sorted(change.approvals.items())), "examples": change.examples,
                 }
                 for (action, before, after, policies), change in sorted(
                     self.changes.items(), key=lambda item: (-item[1].count, item[0])
@@ -99,7 +104,9 @@ class Replayed:
         self.broken_chains += found["broken_chains"]
         for raw in found["changes"]:
             key = (raw["action"], raw["before"], raw["after"], raw["policies"])
-            self.changes.setdefault(key, Change()).add(raw["count"], raw["outcomes"], raw["examples"])
+            self.changes.setdefault(key, Change()).add(
+                raw["count"], raw["outcomes"], raw["approvals"], raw["examples"]
+            )
 
     def replay(
         self, governor: Governor, log: SubjectLog, policies_at: Mapping[int, PolicySet], terms: Terms
@@ -152,37 +159,54 @@ class Replayed:
         recorded: dict[str, dict[str, Any]] = {}
         remade: dict[str, dict[str, Any]] = {}
         waiting: dict[str, dict[str, Any]] = {}
+        held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        let_go: dict[str, str] = {}  # proposal -> the command that people let go
+
+        def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
+            if before["data"]["verdict"] == "hold":
+                held.append((before, after))
+            else:
+                self._compare(before, after, period, statuses)
+
         for entry in again:
+            data = entry.recorded["data"]
+            if data.get("command_id") and decided_first(entry.recorded) is None:
+                let_go[str(data.get("proposal_id"))] = data["command_id"]
             found = [(recorded, entry.recorded), *((remade, orjson.loads(text)) for text in entry.made)]
             for events, event in found:
                 if (proposal_id := decided_first(event)) is not None:
                     events[proposal_id] = event
                     if proposal_id in recorded and proposal_id in remade:
-                        self._compare(recorded.pop(proposal_id), remade.pop(proposal_id), period, statuses)
+                        compare(recorded.pop(proposal_id), remade.pop(proposal_id))
                 elif events is remade and event["data"].get("what") == "contends":
                     waiting[event["data"]["about"]] = event
         for proposal_id, event in recorded.items():  # not decided about now
-            self._compare(event, waiting.get(proposal_id, {}), period, statuses)
+            compare(event, waiting.get(proposal_id, {}))
+        for before, after in held:
+            self._compare(before, after, period, statuses, let_go.get(before["data"]["proposal_id"]))
 
     def _compare(
-        self, recorded: dict[str, Any], remade: dict[str, Any], period: Period, statuses: Mapping[str, str]
-    ) -> None:
+        self, recorded: dict[str, Any], remade: dict[str, Any], period: Period, statuses: Mapping[str, str],
+        let_go: str | None = None,
+    ) -> None:  # fmt: skip
         if period.covers(recorded["data"].get("event_time")):
             self.decisions += 1
             if _said(recorded) != _said(remade):
-                self._enter(recorded, remade, statuses)
+                self._enter(recorded, remade, statuses, let_go)
 
-    def _enter(self, recorded: dict[str, Any], remade: dict[str, Any], statuses: Mapping[str, str]) -> None:
+    def _enter(
+        self, recorded: dict[str, Any], remade: dict[str, Any], statuses: Mapping[str, str], let_go: str | None = None
+    ) -> None:
         self.different += 1
         before, after = recorded["data"], remade.get("data") or {}
         spoke = after.get("policies") or before.get("policies") or ()
         policies = ", ".join(f"{p['policy_id']}@{p['version']}" for p in spoke)
         (said, action), (says, _) = _said(recorded), _said(remade)
         lost = {}
-        if before.get("command_id") and not after.get("command_id"):
-            lost = {statuses.get(before["command_id"], "none yet"): 1}
+        if (commanded := before.get("command_id") or let_go) and not after.get("command_id"):
+            lost = {statuses.get(commanded, "none yet"): 1}
         change = self.changes.setdefault((action, said, says, policies), Change())
-        change.add(1, lost, [str(recorded["id"])])
+        change.add(1, lost, _approvals(after), [str(recorded["id"])])
 
 
 def _reported(governor: Governor, lines: Sequence[Line]) -> list[tuple[int, Reported]]:
@@ -195,6 +219,12 @@ def decided_first(event: Mapping[str, Any]) -> str | None:
     data = event["data"]
     proposal_id = data.get("proposal_id")
     return str(proposal_id) if "verdict" in data and event.get("causationid") == proposal_id else None
+
+
+def _approvals(data: Mapping[str, Any]) -> Counter[str]:
+    """What a decision asks of people."""
+    asks = data["approval"]["requires"] if data.get("verdict") == "hold" else ()
+    return Counter(f"{ask['approvers']} of {', '.join(ask['roles'])}" for ask in asks)
 
 
 def _said(event: Mapping[str, Any]) -> tuple[str, str]:
