@@ -22,7 +22,7 @@ from contracts.errors import JobFailed
 from contracts.exchange import Concluded, Exchange
 from contracts.prompt import Prompt
 from contracts.topics import topic
-from ops import cluster, flink_jobs, instance, kafka
+from ops import cluster, flink_jobs, instance, kafka, policies
 from ops.home import CHECKOUT, Home, environment
 from ops.model_server import Behaviour, ModelServer, running
 from ops.player import Emitter
@@ -220,11 +220,13 @@ def _wait_for_commit(home: Home) -> None:
     wait_until(lambda: completed() >= enough, lambda: "no two checkpoints were completed", timeout_s=60)
 
 
-def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | None]:
+def alert_to_remedy(count: int, *, each_s: float = 2.0) -> dict[str, float | None]:
     """From the append of what ends a bad sample to the command of its remedy's arrival (ms), all four jobs, model of one second.
 
     Each is about a system of its own, known by a few samples before, and no rule fits what it shows: a
-    language model is asked. (A text alone is no cause for a remedy.) At least once, a TaskManager a job.
+    language model is asked. (A text alone is no cause for a remedy.) At least once, a TaskManager a job. One every two
+    seconds: the agent may spend 60,000 tokens a minute, some forty calls; the next ones would page a person instead. These
+    systems have nothing that a remedy heals, so remedies fail: each circuit is open only after a thousand failures here.
     """
     home = bench_home()
     instance.stop(home)
@@ -235,6 +237,14 @@ def alert_to_remedy(count: int, *, each_s: float = 0.5) -> dict[str, float | Non
             bring_up(home, "incidents", is_fresh=True, console=Console(quiet=True), while_pid=os.getpid())
             bootstrap = str(home.read_state()["bootstrap_servers"])
             now_ms = int(time.time() * 1000)
+            shipped = policies.check_files("incidents", policies.policy_files("incidents"))
+            patient = [
+                policy.model_copy(
+                    update={"version": policy.version + 1, "circuit": policy.circuit.model_copy(update={"failures": 1000})}
+                )
+                for policy in shipped if policy.circuit is not None
+            ]  # fmt: skip
+            policies.publish(bootstrap, "incidents", patient, now_ms=now_ms)
             for ago, run in ((2, "warm"), (1, "timed")):  # in the order of their times, or the second's facts are late
                 with Arrivals(bootstrap, "commands", _remedied, domain="incidents") as commands:
                     appended = _raise_alerts(bootstrap, run, count, each_s, began_ms=now_ms - ago * (_KNOWN + 5) * 60_000)
@@ -269,6 +279,10 @@ def _raise_alerts(bootstrap: str, run: str, count: int, each_s: float, *, began_
                 )
             facts.append(fact(system, "sample_closed", minute))
     emitter.emit(iter(facts), rate=None)
+    lags = kafka.LagReader(bootstrap, "incidents", flink_jobs.jobs_of("incidents"))
+    # The first alerts must not wait for the history of all of them.
+    wait_until(lambda: not any(lags.lags().values()), lambda: f"jobs are behind: {lags.lags()}", timeout_s=120)
+    lags.close()
     for system in systems:
         late = (("db", 0.9), ("web", 1.1))
         emitter.emit(
