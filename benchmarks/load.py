@@ -112,7 +112,7 @@ def main() -> None:
         {
             "bootstrap.servers": asked.bootstrap_servers,
             "enable.idempotence": True,
-            "linger.ms": 1,
+            "linger.ms": 5,  # its default, and what `./flyball emit` does
             "queue.buffering.max.messages": 200_000,
         }
     )
