@@ -287,8 +287,10 @@ class BulkReader:
                     raise BrokerUnavailable(f"{topic}/{partition}: no record came for {_PATIENCE_S:.0f} s")
         except confluent_kafka.KafkaException as error:
             raise self._unavailable(error) from None
-        finally:
-            self._reader.unassign()  # or it goes on fetching what comes, between two looks too
+
+    def rest(self) -> None:
+        """Fetch nothing until the next `read`; otherwise what comes to the partition read last is fetched all the while."""
+        self._reader.unassign()
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(f"no broker answered at {self._bootstrap_servers}: {error}")

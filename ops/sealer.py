@@ -77,6 +77,7 @@ class Sealer:
                 self._subjects.add(self._unsealed[-1].subject)
                 if len(self._subjects) >= MAX_SUBJECTS or len(self._unsealed) >= MAX_RECORDS:
                     written += self._seal(now_ms())
+        self._reader.rest()
         return written + self._seal(now_ms())
 
     def _seal(self, now_ms: int) -> int:

@@ -174,5 +174,8 @@ class StandInBulkReader:
         for record in list(self._broker.topics[topic])[begin:]:
             yield record.offset, record.key, record.value
 
+    def rest(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
