@@ -10,9 +10,9 @@ from ruamel.yaml import YAML
 
 from benchmarks.bench import plans
 from contracts.errors import SetupFailed
-from ops import cli, cluster
+from ops import broker, cli, cluster
 from ops.home import Home
-from ops.setup import java_options
+from ops.setup import java_home
 
 
 def test_an_asked_option_takes_the_shipped_ones_place_however_it_is_nested(
@@ -76,11 +76,16 @@ def test_what_is_no_mapping_is_refused(text: str, monkeypatch: pytest.MonkeyPatc
         cluster.asked_settings()
 
 
-def test_options_of_ones_own_come_last_so_that_they_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_ones_own_come_last_so_that_they_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLYBALL_PARALLELISM", "4")
-    monkeypatch.setenv("FLYBALL_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -Dsaid='two words'")
+    monkeypatch.setenv("FLYBALL_JAVA_OPTIONS", "-Xmx99m -Dsaid='two words'")
+    monkeypatch.setattr(cluster, "_link_jars", lambda _: None)
+    home, java = Home(tmp_path), java_home()
+    cluster.prepare(home, {"jobmanager": 1, "rest": 2})
 
-    assert java_options()[-2:] == ["-XX:TieredStopAtLevel=1", "-Dsaid=two words"]
+    for command in (broker.command(home, java), cluster.taskmanager_command(home, java, 0)):
+        assert [option for option in command if option.startswith("-Xmx")][-1] == "-Xmx99m"
+        assert "-Dsaid=two words" in command[: command.index("-cp")]
 
 
 def test_an_open_quote_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,12 @@ def test_a_command_that_people_let_go_is_lost_with_the_decision_they_were_asked_
     assert (allowed["after"], allowed["outcomes"]) == ("allow allowed_by_policy", {})
 
 
+def test_a_forged_command_id_is_told_and_stops_no_replay() -> None:
+    forged = [edited(line, command_id=["not", "an", "id"]) for line in lines()[:1]]
+    (change,) = replayed(forged, STRICTER, CANDIDATES).to_dict()["changes"]
+    assert change["outcomes"] == {"none yet": 1}
+
+
 def test_a_change_tells_what_would_be_asked_of_people() -> None:
     asking = {"id": "ask", "verdict": "require_approval", "approval": {"roles": ["approver"], "approvers": 2, "within_s": 60}}
     found = replayed(lines(), policies_of({"policies": [asking, {"id": "wait", "verdict": "hold"}]}), CANDIDATES)

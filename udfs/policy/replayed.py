@@ -204,7 +204,7 @@ class Replayed:
         (said, action), (says, _) = _said(recorded), _said(remade)
         lost = {}
         if (commanded := before.get("command_id") or let_go) and not after.get("command_id"):
-            lost = {statuses.get(commanded, "none yet"): 1}
+            lost = {statuses.get(str(commanded), "none yet"): 1}
         change = self.changes.setdefault((action, said, says, policies), Change())
         change.add(1, lost, _approvals(after), [str(recorded["id"])])
 
