@@ -34,7 +34,8 @@ from udfs.reason.recorded import digest
 from udfs.serde import write_event
 
 DOMAIN = "machines"
-WARM = 3000
+# Calls before anything is measured: after 3,000 both JVMs compile for another ten seconds, with half a core.
+WARM = 9000
 # Samples after which a series' past is known (sql/incidents/10_series_deviations.sql).
 _KNOWN = 80
 _TEXT = "You look after machines. Decide whether one needs maintenance."
@@ -55,7 +56,6 @@ def reasoning(latency_ms: float, *, checkpoint_ms: int = 5000, in_flight: int = 
                 Submission(home, DOMAIN, ["reason"]).go().wait()
                 want(home, DOMAIN, [])
                 flink_jobs.wait_running(home, DOMAIN, ["reason"])
-                # As in the other latencies: the JIT has seen as much as some minutes bring.
                 load(home, "situations", WARM, run="warm", machines=WARM)
                 _wait_for_conclusions(bootstrap, WARM)
                 yield home, bootstrap, server

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin
@@ -74,6 +74,7 @@ class DomainContract:
                     )
         return wide
 
+    @cached_property
     def personal_fields(self) -> frozenset[str]:
         """Names of situation fields that the contract marks as personal (contracts/data.py `Personal`)."""
         return frozenset(

@@ -134,7 +134,7 @@ async def _play(
         return Result(case.case, f"not a case: {' '.join(str(error).split())[:300]}")
     if (prompt := newest.get(agent.prompt)) is None:
         return Result(case.case, f"expected the prompt {agent.prompt!r} among the files, found none in force")
-    mask = Mask.of(situation, contract.personal_fields())
+    mask = Mask.of(situation, contract.personal_fields)
     try:
         if ask is not None:
             text = await ask(agent, prompt, situation)

@@ -14,6 +14,7 @@ from contracts.domain import load_domain
 from contracts.errors import BadInput
 from contracts.topics import topic
 from udfs import samples
+from udfs.heap import settle
 from udfs.serde import FactReader, dead_letter, internal
 from udfs.signed_facts import Mode, ProducerKey, SignatureCheck
 
@@ -81,6 +82,7 @@ class ReadFact(TableFunction):
             kind: [name if name in fact.model_fields else None for name in names]
             for kind, fact in contract.facts.items()
         }
+        settle()
 
     def eval(
         self, key: Any, value: Any, topic: str, partition: int, offset: int, appended_ms: int

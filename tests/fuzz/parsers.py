@@ -210,7 +210,7 @@ def head(value: bytes) -> object:
 
 
 def reply(value: bytes) -> object:
-    return read_reply(text(value), REPLYING, INCIDENTS, ABOUT, Mask.of(ABOUT, INCIDENTS.personal_fields()))
+    return read_reply(text(value), REPLYING, INCIDENTS, ABOUT, Mask.of(ABOUT, INCIDENTS.personal_fields))
 
 
 # ------------------------------------------------------------------- what commands read of topics

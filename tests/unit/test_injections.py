@@ -97,7 +97,7 @@ def test_a_text_in_a_fact_gets_nothing_when_the_model_obeys_it(name: str) -> Non
     case = TEXTS[name]
     for situation, text, heard in asked(situations(case["text"]), obeyed(case)):
         nothing_personal(heard)
-        mask = Mask.of(situation, CONTRACT.personal_fields())
+        mask = Mask.of(situation, CONTRACT.personal_fields)
         if "refused" in case:
             with pytest.raises(ReplyRefused) as refused:
                 read_reply(text, AGENT, CONTRACT, situation, mask, ("f-1",))
@@ -127,7 +127,7 @@ def test_a_text_in_a_fact_stays_data_when_it_is_sent(name: str) -> None:
         first, data, last = told[1]["content"].split("\n")
         assert (first, last) == (BEGIN, END)
         assert told[1]["content"].count(END) == 1
-        mask = Mask.of(situation, CONTRACT.personal_fields())
+        mask = Mask.of(situation, CONTRACT.personal_fields)
         assert json.loads(data)["features"]["alert_text"] == mask.hide(str(situation.features["alert_text"]))
 
 
@@ -137,7 +137,7 @@ def test_a_hostile_reply_is_refused(name: str) -> None:
     told = case["reply"]
     text = told * case.get("repeat", 1) if isinstance(told, str) else replied(**told)
     with pytest.raises(ReplyRefused) as refused:
-        read_reply(text, AGENT, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields()))
+        read_reply(text, AGENT, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields))
     assert refused.value.code == case["refused"]
     assert len(str(refused.value)) < 2000
 
@@ -145,7 +145,7 @@ def test_a_hostile_reply_is_refused(name: str) -> None:
 def test_no_spoilt_reply_of_the_model_server_fits() -> None:
     """The server's own malformed replies are refused too, each of its kinds."""
     situation = symptom()
-    mask = Mask.of(situation, CONTRACT.personal_fields())
+    mask = Mask.of(situation, CONTRACT.personal_fields)
     codes = set()
     for step in range(70):
         with pytest.raises(ReplyRefused) as refused:
@@ -160,7 +160,7 @@ def test_no_spoilt_reply_of_the_model_server_fits() -> None:
 )  # fmt: skip
 def test_nothing_personal_reaches_the_server_however_it_is_written(spelling: str) -> None:
     for situation, text, heard in asked(situations(f"deployed by {spelling}, they say"), replied(reason="fine")):
-        assert read_reply(text, AGENT, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields()), ("f-1",)).action
+        assert read_reply(text, AGENT, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields), ("f-1",)).action
         assert b"POST /v1/chat/completions" in heard
         assert b"[[deployed_by." in heard
         for part in (b"ovelace", b"OVELACE"):

@@ -104,12 +104,12 @@ def test_a_reply_gets_its_values_back_when_it_is_nested() -> None:
 def test_text_like_a_placeholder_is_no_placeholder_when_it_stands_in_the_data() -> None:
     forged = "[[deployed_by]] [[deployed_by.0123456789]] [[deployed_by.ffffffffff]]"
     situation = symptom(alert_text=forged)
-    one = Mask.of(situation, CONTRACT.personal_fields())
+    one = Mask.of(situation, CONTRACT.personal_fields)
     hidden = one.hide(forged)
     assert hidden == forged
     assert one.restore(f"x {hidden}") == f"x {forged}"
     tag = one.hide(PERSON)
-    stolen = Mask.of(symptom(alert_text=tag), CONTRACT.personal_fields())
+    stolen = Mask.of(symptom(alert_text=tag), CONTRACT.personal_fields)
     assert stolen.restore(f"x {tag}") == f"x {tag}", "the tag changes with the data, so data cannot hold it"
 
 
@@ -124,12 +124,12 @@ def test_an_unknown_placeholder_stays_when_a_reply_makes_one_up() -> None:
 
 def test_a_known_name_comes_back_as_it_was_when_a_value_stands_in_it() -> None:
     situation = symptom(node="ADA lovelace-shop", suspects=("ADA lovelace-shop", "db"))
-    one = Mask.of(situation, CONTRACT.personal_fields())
+    one = Mask.of(situation, CONTRACT.personal_fields)
     assert one.restore(one.hide("ADA lovelace-shop")) == "ADA lovelace-shop"
 
 
 def test_the_tag_tells_nothing_of_the_value_when_only_the_value_differs() -> None:
-    tags = {Mask.of(symptom(deployed_by=name), CONTRACT.personal_fields()).hide(name) for name in ("Ada Lovelace", "Grace Hopper")}
+    tags = {Mask.of(symptom(deployed_by=name), CONTRACT.personal_fields).hide(name) for name in ("Ada Lovelace", "Grace Hopper")}
     assert len(tags) == 1
 
 

@@ -57,7 +57,7 @@ def request(situation: Situation | None = None, by: LlmAgent | None = None, **mo
 def reply_of(situation: Situation, by: LlmAgent, rules: Any = ()) -> Any:
     """The scripted reply, read as `reason` reads it."""
     made = answered(read_request(request(situation, by)), rules)
-    return read_reply(made.text, by, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields()))
+    return read_reply(made.text, by, CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields))
 
 
 def test_a_reply_fits_when_it_comes_over_http() -> None:
@@ -67,7 +67,7 @@ def test_a_reply_fits_when_it_comes_over_http() -> None:
     completion, stats = on_server(work)
     text = completion.choices[0].message.content
     situation = symptom()
-    reply = read_reply(text, agent(), CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields()))
+    reply = read_reply(text, agent(), CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields))
     assert reply.action == "roll_back", "more of its parameters are features"
     assert reply.parameters == {"node": "front", "deploy_id": "d-7"}
     assert reply.evidence == ("s-1", "f-1", "f-2")
@@ -109,7 +109,7 @@ def test_the_script_fits_every_domain_without_a_rule(domain: str) -> None:
     for kind, data in contract.situations.items():
         features = {name: {"STRING": "x", "BIGINT": 3, "DOUBLE": 1.5, "BOOLEAN": True}[t] for name, t in scalar_columns(data).items()}
         situation = Situation("s", kind, "subject", "2026-01-01T00:00:00Z", "c", 0, None, None, features, (), ("f",))
-        mask = Mask.of(situation, contract.personal_fields())
+        mask = Mask.of(situation, contract.personal_fields)
         for is_structured in (True, False):
             by = agent(situation=kind, actions=tuple(contract.actions), is_structured=is_structured)
             asked: dict[str, Any] = {"messages": messages(PROMPT, by, situation, contract, ())}

@@ -19,7 +19,7 @@ ROLL_BACK = {"for": "roll_back", "node": "db", "deploy_id": "d-7"}
 
 def read(text: str, *, by: LlmAgent | None = None, also: tuple[str, ...] = (), **features: Any) -> Reply:
     situation = symptom(**features)
-    return read_reply(text, by or agent(), CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields()), also)
+    return read_reply(text, by or agent(), CONTRACT, situation, Mask.of(situation, CONTRACT.personal_fields), also)
 
 
 def refused(text: str, **options: Any) -> str:
@@ -149,7 +149,7 @@ def test_a_fence_is_taken_off_when_the_server_has_no_structured_outputs() -> Non
 
 def test_values_come_back_when_the_reply_names_placeholders() -> None:
     situation = symptom(suspect="Ada Lovelace", evidence=("f-ADA LOVELACE",))
-    mask = Mask.of(situation, CONTRACT.personal_fields())
+    mask = Mask.of(situation, CONTRACT.personal_fields)
     there = mask.hide("Ada Lovelace")
     text = replied(parameters={"node": there, "instances": 1}, reason=f"{there} knows", evidence=[mask.hide("f-ADA LOVELACE")])
     found = read_reply(text, agent(), CONTRACT, situation, mask)
@@ -158,7 +158,7 @@ def test_values_come_back_when_the_reply_names_placeholders() -> None:
 
 def test_the_message_of_a_refusal_holds_nothing_personal_when_it_is_told_to_the_model() -> None:
     situation = symptom()
-    mask = Mask.of(situation, CONTRACT.personal_fields())
+    mask = Mask.of(situation, CONTRACT.personal_fields)
     there = mask.hide("Ada Lovelace")
     for text in (
         replied(parameters={"node": there, "instances": there}), replied(action=there), replied(evidence=[there]),

@@ -21,6 +21,7 @@ from contracts.model import ModelAlias
 from udfs.agents.core import STAGE, TIERS, Agents, tier_of
 from udfs.agents.definition import load_agents
 from udfs.agents.onnx_model import LoadedModel, load_model
+from udfs.heap import settle
 from udfs.serde import dead_letter, internal
 from udfs.state import MODELS, PROPOSE_WAITING
 from udfs.waiting import StartPhase
@@ -63,6 +64,7 @@ class Propose(KeyedBroadcastProcessFunction):
         self._loaded: dict[str, LoadedModel] | None = None
         self._is_ready = self._models_until == 0
         self._start = StartPhase(WAIT_MS)
+        settle()
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._models_ready(ctx):

@@ -23,6 +23,7 @@ from contracts.envelope import derive_id, format_time_ms
 from contracts.errors import BadInput
 from contracts.limit_claim import LIMITS_KEY, Claim, Settlement
 from contracts.topics import MAX_RECORD_BYTES, topic
+from udfs.heap import settle
 from udfs.policy.govern import Governor, NeedsGrant, override_id
 from udfs.policy.policy_book import PolicyBook
 from udfs.policy.policy_set import PolicySet
@@ -101,6 +102,7 @@ class Govern(KeyedBroadcastProcessFunction):
         self._policies_offset = -1
         self._is_ready = self._policies_until == 0
         self._start = StartPhase(WAIT_MS)
+        settle()
 
     def process_element(self, value: Row, ctx: Any) -> Iterator[Any]:
         if not self._is_ready and not self._policies_ready(ctx):

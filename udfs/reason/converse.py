@@ -10,9 +10,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,11 +114,11 @@ class Taken:
     malformed: int = 0
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return dict(vars(self))
 
     def with_before(self, before: Mapping[str, float]) -> Taken:
         """This and what the levels before took."""
-        return Taken(**{name: before.get(name, 0) + value for name, value in asdict(self).items()})  # type: ignore[arg-type]
+        return Taken(**{name: before.get(name, 0) + value for name, value in vars(self).items()})  # type: ignore[arg-type]
 
     def assume(self, tokens_in: int, tokens_out: int, prices: tuple[float, float]) -> None:
         """A question that was cut off: the server may bill all it could have taken."""
@@ -161,8 +162,8 @@ async def converse(
 ) -> Result:  # fmt: skip
     """Ask until a reply fits, at most `asks` times, within deadline and budget; a call past the deadline is cancelled."""
     agent, taken = question.agent, Taken()
-    mask = Mask.of(question.situation, contract.personal_fields())
-    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, ())], question.level * TURNS, agent.is_structured)
+    mask = Mask.of(question.situation, contract.personal_fields)
+    talk = _Talk([*messages(question.prompt, agent, question.situation, contract, (), mask)], question.level * TURNS, agent.is_structured)
     # A server may have been asked without the schema apart, before a restart too.
     reader = without_format(agent)
     last: Recorded | None = None
@@ -284,7 +285,7 @@ async def _request(
         if not talk.is_structured or attempts < 1:
             raise
         # Perhaps it is `response_format` that it does not take.
-        system, *_ = messages(question.prompt, without_format(agent), question.situation, contract, ())
+        system, *_ = messages(question.prompt, without_format(agent), question.situation, contract, (), mask)
         talk.said[0], talk.is_structured = system, False
         taken.retries += 1
         request, answer = await _post(question, talk, client, taken, now_ms, contract, may_look_up, attempts)
@@ -346,36 +347,52 @@ async def _post(
         body["response_format"] = response_format(agent, contract)
     if may_look_up:
         body["tools"] = tool_schemas(agent)
-    traceparent = child_of(question.parent, f"{question.call_id}/{talk.turn}")
+    content, traceparent = orjson.dumps(body), child_of(question.parent, f"{question.call_id}/{talk.turn}")
     tries = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(_RETRIED),
         stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), _NoTimeLeft(question.until_ms, now_ms)),
         wait=_Wait(now_ms), reraise=True,
     )  # fmt: skip
-    async for attempt in tries:
-        with attempt:
-            if attempt.retry_state.attempt_number > 1:
-                _keep_within(question, talk.said, taken)
-                taken.retries += 1
-            # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
-            try:
-                answer = await client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=body,
-                    options={"timeout": agent.attempt_timeout_s, "headers": {"traceparent": traceparent}},
-                )  # fmt: skip
-            except asyncio.CancelledError:
-                taken.assume(len(request) // 3, agent.max_tokens, question.prices)
-                raise
-            except openai.OpenAIError as error:
-                if isinstance(error, openai.APITimeoutError) and _ran_out(error):
-                    taken.assume(len(request) // 3, agent.max_tokens, question.prices)
-                raise
-            except AnswerRefused as refused:
-                taken.assume(len(request) // 3, agent.max_tokens, question.prices)
-                raise _NoAnswer(str(refused)) from None
-            except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
-                raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
+    try:
+        async for attempt in tries:
+            with attempt:
+                if attempt.retry_state.attempt_number > 1:
+                    _keep_within(question, talk.said, taken)
+                    taken.retries += 1
+                answer = await _once(question, content, traceparent, client, taken, len(request) // 3)
+    finally:
+        vars(tries).clear()  # it refers to itself: the garbage collector would go through all that calls in flight hold
     return request, answer
+
+
+async def _once(
+    question: Question, content: bytes, traceparent: str, client: openai.AsyncOpenAI, taken: Taken, tokens_in: int
+) -> httpx2.Response:
+    agent = question.agent
+    try:
+        # Not `chat.completions.create`: to type the request and its answer costs as much as sending both.
+        return await client.post(
+            _url(client.base_url), cast_to=httpx2.Response, content=content,
+            options={"timeout": agent.attempt_timeout_s, "headers": {"traceparent": traceparent}},
+        )  # fmt: skip
+    except asyncio.CancelledError:
+        taken.assume(tokens_in, agent.max_tokens, question.prices)
+        raise
+    except openai.OpenAIError as error:
+        if isinstance(error, openai.APITimeoutError) and _ran_out(error):
+            taken.assume(tokens_in, agent.max_tokens, question.prices)
+        raise
+    except AnswerRefused as refused:
+        taken.assume(tokens_in, agent.max_tokens, question.prices)
+        raise _NoAnswer(str(refused)) from None
+    except Exception as error:  # the client's own, over what is asked or came: a key no header can hold, say
+        raise _NoAnswer(f"no completion came, {type(error).__name__}") from None
+
+
+@lru_cache
+def _url(base_url: httpx2.URL) -> str:
+    """Whole: the client would take its base apart for each request."""
+    return str(base_url.copy_with(path=base_url.path.rstrip("/") + "/chat/completions"))
 
 
 def _keep_within(question: Question, said: list[dict[str, Any]], taken: Taken) -> None:

@@ -30,9 +30,10 @@ from udfs.agents.core import Agents, Situation
 from udfs.agents.definition import LlmAgent, asking, load_agents
 from udfs.agents.flink import read_alias
 from udfs.agents.onnx_model import LoadedModel, load_model
+from udfs.heap import settle
 from udfs.policy.cel import Condition
 from udfs.reason.caller import Back, Caller, GaveUp
-from udfs.reason.converse import Question
+from udfs.reason.converse import Question, Result
 from udfs.reason.desk import TURNS, Call, Conclude, Desk, Start
 from udfs.reason.metrics import Meters
 from udfs.reason.outputs import cel_condition, not_fitting, proposal_of, read_prompt_event
@@ -127,6 +128,7 @@ class Reason(KeyedBroadcastProcessFunction):
         self._caller = Caller(self._contract, self._exchanges, self._models_url)
         self._meters = Meters(runtime_context)
         self._home = os.environ.get("FLYBALL_HOME", "")
+        settle()
 
     def close(self) -> None:
         self._caller.close()
@@ -315,7 +317,7 @@ class Reason(KeyedBroadcastProcessFunction):
             desk.spent(call, now_ms, back.result.taken.tokens_in + back.result.taken.tokens_out, back.result.taken.cost)
             self._meters.took(agent, back.result.taken)
             desk.ended(call, now_ms, None)
-        yield from self._write(agent, call, back.concluded, back.last)
+        yield from self._write(agent, call, back.concluded, back.last, back.result)
 
     def _ask(self, order: Start, prompt: Prompt, desk: Desk) -> None:
         call = order.call
@@ -348,13 +350,15 @@ class Reason(KeyedBroadcastProcessFunction):
             ), None,
         )  # fmt: skip
 
-    def _write(self, agent: str, call: Call, concluded: Concluded, last: Recorded | None) -> Iterator[Row]:
-        """What is concluded, out; the call is over."""
+    def _write(
+        self, agent: str, call: Call, concluded: Concluded, last: Recorded | None, result: Result | None = None
+    ) -> Iterator[Row]:
+        """What is concluded, out; the call is over. `result`: what was read of the last reply, if that was in this run."""
         self._calls.remove(call.call_id)
         self._done.put(call.call_id, call.arrived_ms)
         self._exchanges.forget(call.call_id)
         self._meters.concluded(agent, concluded)
-        situation = self._situation(call)
+        situation = self._situation(call) if result is None else result.question.situation
         asked = self._llm[agent]
         written: tuple[str, bytes] | None = None
         if concluded.how == "proposed" and last is None:
@@ -362,7 +366,8 @@ class Reason(KeyedBroadcastProcessFunction):
             yield self._letter_of(missing, call.record)
         elif concluded.how == "proposed" and last is not None:
             try:
-                written = proposal_of(self._contract, asked, situation, concluded, last.exchange, call.expiry_ms)
+                reply = None if result is None else result.reply
+                written = proposal_of(self._contract, asked, situation, concluded, last.exchange, call.expiry_ms, reply)
             except ReplyRefused as error:  # recorded under another version of the agent
                 yield self._letter_of_reply(last, f"{error.code}: {error}")
             except BadInput as refused:

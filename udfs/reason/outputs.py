@@ -20,7 +20,7 @@ from udfs.policy.cel import Condition
 from udfs.reason.masking import Mask
 from udfs.reason.prompt import without_format
 from udfs.reason.recorded import STAGE, digest
-from udfs.reason.reply import read_reply
+from udfs.reason.reply import Reply, read_reply
 from udfs.reason.spans import child_of, parent_of
 
 
@@ -54,16 +54,17 @@ def read_prompt_event(value: bytes) -> Prompt:
 
 def proposal_of(
     contract: DomainContract, agent: LlmAgent, situation: Situation, concluded: Concluded, exchange: Exchange,
-    expiry_ms: int | None,
+    expiry_ms: int | None, reply: Reply | None = None,
 ) -> tuple[str, bytes]:  # fmt: skip
     """Key and value of the proposal a recorded reply is; the same bytes whenever it is made again.
 
-    Where a cheaper model spoke, it tells why (`fallback`). Raises ReplyRefused when the reply does not fit the agent as it
+    `reply`: what the exchange says, where it was read already. Where a cheaper model spoke, it tells why (`fallback`). Raises ReplyRefused when the reply does not fit the agent as it
     is declared now.
     """
-    mask = Mask.of(situation, contract.personal_fields())
-    looked_up = [f"{exchange.call_id}/{turn}" for turn in range(exchange.turn - exchange.turn % 100, exchange.turn)]
-    reply = read_reply(exchange.reply, without_format(agent), contract, situation, mask, looked_up)
+    if reply is None:
+        mask = Mask.of(situation, contract.personal_fields)
+        looked_up = [f"{exchange.call_id}/{turn}" for turn in range(exchange.turn - exchange.turn % 100, exchange.turn)]
+        reply = read_reply(exchange.reply, without_format(agent), contract, situation, mask, looked_up)
     assert reply.action is not None
     told: dict[str, object] = {
         "reasoned": {

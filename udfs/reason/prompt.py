@@ -95,15 +95,16 @@ def messages(
     situation: Situation,
     contract: DomainContract,
     lookups: Sequence[tuple[str, str]],
+    mask: Mask | None = None,
 ) -> list[dict[str, str]]:
-    """What the model is told: the same arguments, the same bytes.
+    """What the model is told: the same arguments, the same bytes. `mask`: the situation's, where it is made already.
 
     The system message is the author's and ours; nothing of the data stands in it. The user message is
     the masked situation, with what `lookups` (tool, answer) found, as one JSON object.
     """
     actions = tuple(contract.actions[name] for name in agent.actions)
     system = _system(prompt.text, agent.agent, actions, agent.is_structured)
-    data = facts(situation, contract, lookups)
+    data = facts(situation, lookups, mask or Mask.of(situation, contract.personal_fields))
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": f"{BEGIN}\n{quoted(data)}\n{END}"},
@@ -127,9 +128,8 @@ def without_format(agent: LlmAgent) -> LlmAgent:
     return agent.model_copy(update={"is_structured": False})
 
 
-def facts(situation: Situation, contract: DomainContract, lookups: Sequence[tuple[str, str]]) -> dict[str, object]:
+def facts(situation: Situation, lookups: Sequence[tuple[str, str]], mask: Mask) -> dict[str, object]:
     """The situation as it may leave: masked, nothing else of it."""
-    mask = Mask.of(situation, contract.personal_fields())
     evidence = dict.fromkeys((situation.id, *situation.evidence))
     found: dict[str, object] = {
         "type": situation.type,
@@ -161,9 +161,12 @@ def quoted(data: object) -> str:
     So are characters nobody sees (controls, format marks, private use), which could carry hidden text.
     """
     text = canonical(data)
+    if _PLAIN.fullmatch(text):
+        return text
     return "".join(_escaped(c) if c in "<>" or (c > "~" and unicodedata.category(c) in _UNSEEN) else c for c in text)
 
 
+_PLAIN = re.compile(r"[ -;=?-~]*")
 _UNSEEN = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 

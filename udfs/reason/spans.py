@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -100,6 +101,7 @@ def tell(span: Span, exchange: Exchange) -> None:
         span.set_attribute("gen_ai.usage.output_tokens", exchange.tokens_out)
 
 
+@lru_cache(maxsize=4096)
 def parent_of(traceparent: str | None, correlation_id: str) -> str:
     """The trace an event belongs to: the one it names, or the one its chain derives."""
     found = trace.get_current_span(_traceparent.extract({"traceparent": traceparent or ""})).get_span_context()
@@ -108,6 +110,7 @@ def parent_of(traceparent: str | None, correlation_id: str) -> str:
     return f"00-{_hex(correlation_id, 32)}-{_hex(correlation_id, 16)}-01"
 
 
+@lru_cache(maxsize=4096)
 def child_of(parent: str, key: str) -> str:
     """The `traceparent` of what a call gave: the same trace, the call's span."""
     context = trace.get_current_span(_traceparent.extract({"traceparent": parent})).get_span_context()
