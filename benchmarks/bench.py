@@ -37,6 +37,7 @@ TARGETS = {
     "govern_proposals_per_s": ("govern, three policies and more, state, audit fields, steady", "8000 proposals/s"),
     "govern_50_policies_per_s": ("govern, 50 active policies (10 in scope), 5 shadow, limits, audit chain", "5000 proposals/s"),
     "replay_decisions_per_s": ("replay of those decisions, one core", "50000 decisions/s"),
+    "replay_all_cores_per_s": ("the same, partitions shared out among all cores", "-"),
     "latency_at_least_once_ms": ("fact to decision, 1000 facts/s, at least once", "p50 10, p99 50 ms"),
     "latency_exactly_once_ms": ("fact to decision, 1000 facts/s, exactly once (250 ms), read committed", "p50 250, p99 500 ms"),
     "latency_50_policies_ms": ("fact to decision, 500 facts/s, at least once, those 55 policies", "p99 60 ms"),

@@ -255,6 +255,14 @@ class BulkReader:
             raise BrokerUnavailable(f"topic {topic!r} does not exist; './flyball up DOMAIN' makes it")
         return sorted(found.partitions)
 
+    def size(self, topic: str, partition: int) -> int:
+        """How many offsets a partition has, markers of transactions among them."""
+        try:
+            begin, end = self._reader.get_watermark_offsets(confluent_kafka.TopicPartition(topic, partition), timeout=_PATIENCE_S)
+        except confluent_kafka.KafkaException as error:
+            raise self._unavailable(error) from None
+        return int(end - begin)
+
     def read(
         self, topic: str, partition: int, begin: int = 0
     ) -> Iterator[tuple[int, bytes | None, bytes | None]]:

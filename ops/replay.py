@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ from udfs.policy.govern import Governor
 from udfs.policy.policy_log import Candidates, PolicyLog
 from udfs.policy.policy_set import PolicySet
 from udfs.policy.replayed import Replayed, SubjectLog, Terms
+
+# So many decisions are made again before another process has begun.
+_LITTLE = 20_000
 
 
 @dataclass
@@ -53,6 +60,16 @@ def read_candidates(domain: str, folder: Path) -> list[Policy]:
     return check_files(domain, files)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is replayed, and how; the same in every process."""
+
+    bootstrap_servers: str
+    domain: str
+    terms: Terms
+    candidates: tuple[Policy, ...] | None
+
+
 def run(
     bootstrap_servers: str,
     domain: str,
@@ -61,61 +78,128 @@ def run(
     since: str | None = None,
     until: str | None = None,
     on_progress: Callable[[int], None] | None = None,
+    processes: int | None = None,
 ) -> Done:
     """Make every recorded decision again; report those between two event times (RFC 3339).
 
     Without `candidates` every byte of an entry must come out as recorded. With them, the first decisions
     about proposals are compared by verdict, reason and action, and every candidate counts as active;
     pauses, outcomes and people's answers are the recorded ones, also where another decision would have had
-    others. One partition of each topic is in memory at a time. Raises SetupFailed for what is no time.
+    others. Partitions are shared out among `processes`: one a core, unless told otherwise, and one alone where there is little
+    to do. Each has one partition of each topic in memory at a time. Raises SetupFailed for what is no time.
     """
-    settings, contract = load_settings(domain), load_domain(domain)
     terms = Terms(
-        by_bytes=candidates is None, allows_repeats=settings.delivery == "at_least_once",
+        by_bytes=candidates is None, allows_repeats=load_settings(domain).delivery == "at_least_once",
         period=read_period(since, until),
     )  # fmt: skip
-    governor = Governor(contract, max_hops=settings.max_hops)
-    done = Done()
+    asked = _Asked(bootstrap_servers, domain, terms, None if candidates is None else tuple(candidates))
+    report = on_progress or (lambda _: None)
     began = time.perf_counter()
-    reader = kafka.BulkReader(bootstrap_servers, principal=principal(domain, "reader"))
-    try:
+    with closing(_Replayer(asked)) as replayer:
+        sizes = replayer.sizes()
+        processes = min(processes or len(os.sched_getaffinity(0)), len(sizes))
+        found = None
+        if processes > 1 and sum(sizes.values()) > _LITTLE:
+            found = _side_by_side(asked, sorted(sizes, key=lambda number: -sizes[number]), processes, report)
+        if found is None:
+            found, subjects = Replayed(), dict[bytes, bool]()
+            for partition in sizes:
+                replayer.replay(partition, found, subjects, report)
+    return Done(found, time.perf_counter() - began)
+
+
+def _side_by_side(
+    asked: _Asked, partitions: Sequence[int], processes: int, on_progress: Callable[[int], None]
+) -> Replayed | None:
+    """What all partitions give; None where a subject lies in two of them, of which only the first counts."""
+    found, subjects = Replayed(), set[bytes]()
+    context = get_context("spawn")
+    made = context.Value("q", 0)
+    with ProcessPoolExecutor(processes, context, _begin, (asked, made)) as pool:
+        waiting = {pool.submit(_replay_partition, partition) for partition in partitions}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            on_progress(made.value)
+            for future in done:
+                part, its_subjects = future.result()
+                if not subjects.isdisjoint(its_subjects):
+                    pool.shutdown(cancel_futures=True)
+                    return None
+                subjects.update(its_subjects)
+                found.add(part)
+    return found
+
+
+_process: tuple[_Replayer, Any] | None = None
+
+
+def _begin(asked: _Asked, made: Any) -> None:
+    """In a process of its own: what its partitions have in common."""
+    global _process
+    _process = _Replayer(asked), made
+
+
+def _replay_partition(partition: int) -> tuple[dict[str, Any], list[bytes]]:
+    assert _process is not None
+    replayer, made = _process
+    found, subjects = Replayed(), dict[bytes, bool]()
+    told = 0
+
+    def tell(decisions: int) -> None:
+        nonlocal told
+        with made.get_lock():
+            made.value += decisions - told
+        told = decisions
+
+    replayer.replay(partition, found, subjects, tell)
+    return found.to_dict(), list(subjects)
+
+
+class _Replayer:
+    """Replays partitions, one after another."""
+
+    def __init__(self, asked: _Asked) -> None:
+        contract = load_domain(asked.domain)
+        self._domain, self._terms = asked.domain, asked.terms
+        self._governor = Governor(contract, max_hops=load_settings(asked.domain).max_hops)
+        self._reader = kafka.BulkReader(asked.bootstrap_servers, principal=principal(asked.domain, "reader"))
         log = PolicyLog(
-            [(offset, value) for offset, _, value in reader.read(topic("policies").of(domain), 0)],
+            [(offset, value) for offset, _, value in self._reader.read(topic("policies").of(asked.domain), 0)],
             contract.policy_variables(),
         )
-        policies: Mapping[int, PolicySet] = log if candidates is None else Candidates(candidates, log)
-        is_whole: dict[bytes, bool] = {}
-        for logs in _partitions(reader, domain):
-            for subject in list(logs):
-                records = logs.pop(subject)
-                if subject in is_whole:  # in a second partition: nothing of it can follow from the first
-                    done.found.broken_chains += is_whole[subject]
-                    is_whole[subject] = False
-                    continue
-                is_whole[subject] = done.found.replay(governor, records, policies, terms)
-                if on_progress is not None:
-                    on_progress(done.found.decisions)
-    finally:
-        reader.close()
-    done.seconds = time.perf_counter() - began
-    return done
+        self._policies: Mapping[int, PolicySet] = log if asked.candidates is None else Candidates(asked.candidates, log)
 
+    def close(self) -> None:
+        self._reader.close()
 
-def _partitions(reader: kafka.BulkReader, domain: str) -> Iterator[dict[bytes, SubjectLog]]:
-    """Subject -> all that is recorded about it, for one partition after another.
+    def sizes(self) -> dict[int, int]:
+        """Partition -> about how many decisions it holds."""
+        decisions = topic("decisions").of(self._domain)
+        return {partition: self._reader.size(decisions, partition) for partition in self._reader.partitions(decisions)}
 
-    What a subject's decisions rest on lies in the same partition of the other topics, and was there
-    before them.
-    """
-    for partition in reader.partitions(topic("decisions").of(domain)):
+    def replay(
+        self, partition: int, found: Replayed, is_whole: dict[bytes, bool], on_progress: Callable[[int], None]
+    ) -> None:
+        """Add what a partition gives to `found`. `is_whole`: subjects so far, and whether their chains are whole.
+
+        What a subject's decisions rest on lies in the same partition of the other topics, and was there
+        before them.
+        """
         logs: dict[bytes, SubjectLog] = defaultdict(SubjectLog)
-        for offset, key, value in reader.read(topic("decisions").of(domain), partition):
+        for offset, key, value in self._reader.read(topic("decisions").of(self._domain), partition):
             logs[key or b""].decisions.append(Line(partition, offset, key, value))
         for name in ("outcomes", "approvals"):
-            for offset, key, value in reader.read(topic(name).of(domain), partition):
+            for offset, key, value in self._reader.read(topic(name).of(self._domain), partition):
                 if (log := logs.get(key or b"")) is not None:
                     getattr(log, name).append(Line(partition, offset, key, value))
-        yield logs
+        for subject in list(logs):
+            records = logs.pop(subject)
+            if subject in is_whole:  # in a second partition: nothing of it can follow from the first
+                found.broken_chains += is_whole[subject]
+                is_whole[subject] = False
+                continue
+            is_whole[subject] = found.replay(self._governor, records, self._policies, self._terms)
+            on_progress(found.decisions)
 
 
 def run_on_flink(

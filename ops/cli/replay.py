@@ -25,7 +25,7 @@ def replay(
 ) -> None:
     """Make every recorded decision again and show what differs; nothing may, under the same policies.
 
-    In this process one partition of the decisions is in memory at a time; with --flink one subject.
+    Partitions of the decisions are shared out among the cores, each has one in memory; with --flink one subject.
     """
     from ops import replay as replayer
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from contracts.envelope import parse_time_ms
 from contracts.policy import Policy
+from ops import replay
 from tests.loop import Loop, proposal
 
 START_MS = parse_time_ms("2014-09-01T00:00:00Z")
@@ -96,7 +98,7 @@ def test_outcomes_reach_govern_and_are_named_by_the_next_decision(machines: Loop
 
 
 def test_every_chain_is_whole_and_every_decision_comes_out_the_same_again(
-    machines: Loop, flyball: Callable[..., Any]
+    machines: Loop, flyball: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over everything that tests did to this domain so far: policies, switches, a killed TaskManager."""
     machines.settle()
@@ -111,6 +113,7 @@ def test_every_chain_is_whole_and_every_decision_comes_out_the_same_again(
     assert replayed["changes"] == []
     assert (said.code, replayed["decisions"], replayed["different"]) == (0, audit["entries"], 0)
     assert on_flink(flyball) == reported(replayed)
+    assert in_two_processes(machines, monkeypatch) == reported(replayed)
 
 
 def reported(told: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +126,17 @@ def on_flink(flyball: Callable[..., Any], *options: object) -> dict[str, Any]:
     said = flyball("replay", "machines", "--flink", "--json", *options, timeout_s=300)
     assert said.code == 0, said.err
     return reported(orjson.loads(said.out))
+
+
+def in_two_processes(
+    machines: Loop, monkeypatch: pytest.MonkeyPatch, candidates: Sequence[Policy] | None = None
+) -> dict[str, Any]:
+    """The report of a replay that shares the partitions out, however little there is to do."""
+    monkeypatch.setattr(replay, "_LITTLE", 0)
+    made: list[int] = []
+    done = replay.run(machines.bootstrap, "machines", candidates=candidates, on_progress=made.append, processes=2)
+    assert made == sorted(made), "progress goes on"
+    return reported(done.told())
 
 
 def test_heads_are_signed_while_the_domain_runs(machines: Loop, flyball: Callable[..., Any]) -> None:
@@ -153,7 +167,7 @@ def test_heads_are_signed_while_the_domain_runs(machines: Loop, flyball: Callabl
 
 
 def test_a_replay_under_candidates_tells_what_they_would_change(
-    machines: Loop, flyball: Callable[..., Any], tmp_path: Path
+    machines: Loop, flyball: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = "candidate-1"
     proposal_id, event = proposal(subject, event_ms=START_MS)
@@ -167,6 +181,7 @@ def test_a_replay_under_candidates_tells_what_they_would_change(
     assert said.code == 0, said.err
     told = orjson.loads(said.out)
     assert on_flink(flyball, "--policies", tmp_path) == reported(told), "in a process and on Flink"
+    assert in_two_processes(machines, monkeypatch, replay.read_candidates("machines", tmp_path)) == reported(told)
     change = next(
         c for c in told["changes"]
         if (c["action"], c["before"], c["after"]) == ("activate_cooling", "allow allowed_by_policy", "deny no_policy_matched")
