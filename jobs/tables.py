@@ -42,7 +42,6 @@ def raw_source(
         **broker_access.flink(principal(settings.domain, group)),
         "properties.group.id": f"{settings.domain}-{group}",
         "properties.isolation.level": "read_committed",
-        "properties.fetch.max.wait.ms": "250",
         "properties.max.poll.records": "5000",
         "properties.max.partition.fetch.bytes": str(MAX_RECORD_BYTES),
         "scan.startup.mode": "earliest-offset",
