@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,8 @@ def run(
     about proposals are compared by verdict, reason and action, and every candidate counts as active;
     pauses, outcomes and people's answers are the recorded ones, also where another decision would have had
     others. Partitions are shared out among `processes`: one a core, unless told otherwise, and one alone where there is little
-    to do. Each has one partition of each topic in memory at a time. Raises SetupFailed for what is no time.
+    to do. Each has one partition of each topic in memory at a time. Raises SetupFailed for what is no time, JobFailed when a
+    process ends.
     """
     terms = Terms(
         by_bytes=candidates is None, allows_repeats=load_settings(domain).delivery == "at_least_once",
@@ -97,7 +101,7 @@ def run(
     began = time.perf_counter()
     with closing(_Replayer(asked)) as replayer:
         sizes = replayer.sizes()
-        processes = min(processes or len(os.sched_getaffinity(0)), len(sizes))
+        processes = min(processes or _cores(), len(sizes))
         found = None
         if processes > 1 and sum(sizes.values()) > _LITTLE:
             found = _side_by_side(asked, sorted(sizes, key=lambda number: -sizes[number]), processes, report)
@@ -111,47 +115,75 @@ def run(
 def _side_by_side(
     asked: _Asked, partitions: Sequence[int], processes: int, on_progress: Callable[[int], None]
 ) -> Replayed | None:
-    """What all partitions give; None where a subject lies in two of them, of which only the first counts."""
+    """What all partitions give; None where a subject lies in two of them: only its first counts, so all is to be done in order."""
     found, subjects = Replayed(), set[bytes]()
     context = get_context("spawn")
-    made = context.Value("q", 0)
-    with ProcessPoolExecutor(processes, context, _begin, (asked, made)) as pool:
-        waiting = {pool.submit(_replay_partition, partition) for partition in partitions}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            on_progress(made.value)
-            for future in done:
-                part, its_subjects = future.result()
-                if not subjects.isdisjoint(its_subjects):
-                    pool.shutdown(cancel_futures=True)
-                    return None
-                subjects.update(its_subjects)
-                found.add(part)
+    made, is_over = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(processes, context, _begin, (asked, made, is_over)) as pool:
+        try:
+            waiting = {pool.submit(_replay_partition, partition) for partition in partitions}
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                on_progress(made.value)
+                for future in done:
+                    part, its_subjects = future.result()
+                    if not subjects.isdisjoint(its_subjects):
+                        return None
+                    subjects.update(its_subjects)
+                    found.add(part)
+        except BrokenProcessPool:
+            told = f"one of {processes} processes ended before its partition was replayed; --processes 1 takes the least memory"
+            raise JobFailed(told) from None
+        finally:
+            is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     return found
 
 
-_process: tuple[_Replayer, Any] | None = None
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(asked: _Asked, made: Any) -> None:
-    """In a process of its own: what its partitions have in common."""
-    global _process
-    _process = _Replayer(asked), made
+class _Over(Exception):
+    """Nobody waits for this partition any more."""
+
+
+_given: tuple[_Asked, Any, Any] | None = None
+_own: _Replayer | None = None
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _begin(asked: _Asked, made: Any, is_over: Any) -> None:
+    """In a process of its own, which ends with its parent however that ends. Ctrl-C is the parent's to answer."""
+    global _given
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    _given = asked, made, is_over
 
 
 def _replay_partition(partition: int) -> tuple[dict[str, Any], list[bytes]]:
-    assert _process is not None
-    replayer, made = _process
+    global _own
+    assert _given is not None
+    asked, made, is_over = _given
+    if _own is None:  # here, so that what it raises reaches the parent
+        _own = _Replayer(asked)
     found, subjects = Replayed(), dict[bytes, bool]()
     told = 0
 
     def tell(decisions: int) -> None:
         nonlocal told
+        if is_over.is_set():
+            raise _Over
         with made.get_lock():
             made.value += decisions - told
         told = decisions
 
-    replayer.replay(partition, found, subjects, tell)
+    _own.replay(partition, found, subjects, tell)
     return found.to_dict(), list(subjects)
 
 

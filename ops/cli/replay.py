@@ -20,6 +20,7 @@ def replay(
     policies: Annotated[Path | None, typer.Option(help="a folder of candidate policies")] = None,
     since: Since = None,
     until: Until = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="how many work side by side; one a core otherwise")] = None,
     flink: Annotated[bool, typer.Option("--flink", help="as a bounded job on the running cluster")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +38,7 @@ def replay(
         else:
             done = replayer.run(
                 bootstrap(), domain, candidates=candidates, since=since, until=until,
-                on_progress=lambda count: say(f"{count} decisions made again"),
+                on_progress=lambda count: say(f"{count} decisions made again"), processes=processes,
             )  # fmt: skip
     found = done.told()
     if as_json:

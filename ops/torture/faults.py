@@ -384,5 +384,5 @@ FAULTS: tuple[Fault, ...] = (
     Fault("taskmanager_killed_beside_standby", "kill -9 of the TaskManager, while another stands by",
           killed("taskmanager-0"), kind=Kind(standby=1)),
     Fault("python_worker_killed", "kill -9 of a Python worker, all jobs in process mode", python_worker_killed,
-          kind=Kind(flink="{python.execution-mode: process}")),
+          kind=Kind(flink="{python.execution-mode: process, python.fn-execution.bundle.time: 10}")),
 )  # fmt: skip

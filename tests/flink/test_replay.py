@@ -133,9 +133,14 @@ def in_two_processes(
 ) -> dict[str, Any]:
     """The report of a replay that shares the partitions out, however little there is to do."""
     monkeypatch.setattr(replay, "_LITTLE", 0)
+    shared: list[object] = []
+    side_by_side = replay._side_by_side
+    monkeypatch.setattr(replay, "_side_by_side", lambda *asked: shared.append(found := side_by_side(*asked)) or found)
     made: list[int] = []
     done = replay.run(machines.bootstrap, "machines", candidates=candidates, on_progress=made.append, processes=2)
     assert made == sorted(made), "progress goes on"
+    assert None not in shared, "no subject lies in two partitions"
+    assert shared, "the partitions were shared out"
     return reported(done.told())
 
 

@@ -34,7 +34,7 @@ from tests import asking
 from udfs.agents.core import Situation
 from udfs.agents.definition import LlmAgent
 from udfs.reason.caller import client
-from udfs.reason.converse import Question, Result, _retry_after_s, converse
+from udfs.reason.converse import Question, Result, _retry_after_s, _url, converse
 from udfs.reason.recorded import Recorded, digest
 from udfs.reason.spans import Spans, child_of, parent_of
 
@@ -139,6 +139,21 @@ def test_a_server_that_fails_is_tried_again_so_often_and_no_more() -> None:
         result = ask(server, Kept(), attempts=2)
         assert server.stats()["requests"] == 2
     assert (result.why, result.explanation, result.taken.retries) == ("failed", "m: HTTP 503", 1)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "asked"),
+    [
+        ("http://h/v1", "/v1/chat/completions"),
+        ("http://h/v1/", "/v1/chat/completions"),
+        ("http://h", "/chat/completions"),
+        ("http://[::1]:8/a%2Fb/v1", "/a%2Fb/v1/chat/completions"),
+        ("http://h/a%3Fb/v1/", "/a%3Fb/v1/chat/completions"),
+        ("http://h/v1?api-version=2", "/v1/chat/completions?api-version=2"),
+    ],
+)
+def test_a_base_url_keeps_its_escapes_and_its_query(base_url: str, asked: str) -> None:
+    assert httpx2.URL(_url(client(base_url).base_url)).raw_path.decode() == asked
 
 
 def test_a_refusal_for_good_is_not_tried_again() -> None:

@@ -391,8 +391,9 @@ async def _once(
 
 @lru_cache
 def _url(base_url: httpx2.URL) -> str:
-    """Whole: the client would take its base apart for each request."""
-    return str(base_url.copy_with(path=base_url.path.rstrip("/") + "/chat/completions"))
+    """Whole: the client would take its base apart for each request. A query stays behind the path, escapes stay escapes."""
+    path, mark, query = base_url.raw_path.partition(b"?")
+    return str(base_url.copy_with(raw_path=path.rstrip(b"/") + b"/chat/completions" + mark + query))
 
 
 def _keep_within(question: Question, said: list[dict[str, Any]], taken: Taken) -> None:
