@@ -15,7 +15,7 @@ _collected_at_s: float | None = None
 
 
 def settle() -> None:
-    """Called by every operator at the end of its `open`: from now on only what is made later is looked at.
+    """Called at the end of `open` by the operators that hold much: from now on only what is made later is looked at.
 
     Where a job starts again in the same process, garbage of its last run goes first, at most once a minute.
     """
